@@ -1,0 +1,65 @@
+# The whole life of a checkout. `make` lists what there is. Needs GNU make, Python 3.11 or newer and a package registry.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS := controller,lab,langgraph,dev
+
+# Arguments that people may give: make demo AGENTS=500 ARGS="--keep"; make test PYTEST_ARGS="-k lease -x"
+AGENTS      ?=
+ARGS        ?=
+PYTEST_ARGS ?=
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+.PHONY: help setup demo test test-fast lint lock clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+setup: $(STAMP) ## build .venv from requirements.lock (hashes are checked); instant when nothing changed
+
+# uv is quick, and comes from the lock file like everything else. It does not read pip's configuration: where only pip knows the
+# way to a registry, pip installs the same lock file.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1): make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python && $(BIN)/python -c 'import pip' 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@awk '/^[^ #]/ { wanted = /^uv==/ } wanted' requirements.lock > $(VENV)/uv.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock \
+	    || echo "uv cannot be had here: going on with pip" >&2
+	@{ test -x $(BIN)/uv \
+	    && $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; } \
+	    || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## three regions on this machine, a disaster, a promotion (AGENTS=N, ARGS="…")
+	$(BIN)/drctl lab demo $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
+
+lint: setup ## ruff, mypy and the layers
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## everything that a change has to pass (PYTEST_ARGS="…")
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup ## the tests that need neither servers nor time
+	$(BIN)/python -m pytest -q -m "not (etcd or aws or lab or slow)" $(PYTEST_ARGS)
+
+lock: setup ## resolve requirements.lock anew from pyproject.toml
+	@{ echo '# Every dependency of every extra, for every Python and platform that pyproject.toml allows, with hashes.'; \
+	   echo '# Written by `make lock`; do not edit.'; \
+	   $(BIN)/uv pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 --upgrade --generate-hashes \
+	       --no-header --no-annotate --no-emit-index-url --no-emit-find-links; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean: ## remove the environment and what tools leave behind
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,278 @@
+"""What a head accepts: the rules of DESIGN section 4 for ``fence``, ``advance`` and ``realign``, pure.
+
+Two kinds of function, shared by every implementation of the region store:
+
+- ``check_*`` looks at the arguments alone, before anything is sent, and raises ``Refused`` for a request that no store could
+  ever accept (a segment of another stream, a cut that would forget what it cuts).
+- ``settled_*`` is the read-back "is it mine?". It looks at the head as it is now and answers True (it is already as wanted:
+  success), False (it is still as it was before the call: the call may be sent again), or raises ``FenceLost`` or
+  ``Conflict``.
+
+An epoch is given out once, so an equal epoch under another writer's name means that the rule was broken elsewhere (for
+example an etcd that came back from an old snapshot). Whoever fenced first keeps the store; the other one has lost the
+fence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+from controller.adapters.head_item import ITEM_GUARD_BYTES, ITEM_MAX_BYTES, head_to_item, item_bytes
+from controller.domain.model import Commit, EpochStart, Fence, Head, Realignment, SegmentRef
+from controller.errors import Conflict, FenceLost, Refused
+
+SEQ_MAX = 10**16 - 1
+"""Greatest sequence number and epoch: keys are padded to 16 digits, and their order is the order of the numbers only up to
+here.
+"""
+
+CHAIN_CHARACTERS = 64
+
+ENTRIES_SURELY_SMALL = 500
+"""An entry takes at most about 250 bytes, so fewer of them need no measuring."""
+
+_FENCE_FIRST = "call fence() on this store under the epoch, then repeat"
+_READ_AGAIN = "read the head again and decide anew"
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+
+
+def check_name(field: str, value: str) -> None:
+    """Refuses what would make keys ambiguous: nothing, path separators, ``#`` (it separates group and stream), control
+    characters.
+    """
+    if not value or len(value) > 200 or any(c in "/#" or not c.isprintable() for c in value) or value in (".", ".."):
+        raise Refused(
+            f"{field} is {value[:200]!r}: 1 to 200 printable characters without '/' and '#' are needed",
+            hint=f"choose a plain {field}, for example letters, digits and dashes",
+        )
+
+
+def check_fence(fence: Fence) -> None:
+    """Raises Refused when the fence itself is impossible."""
+    check_name("stream", fence.stream)
+    if not 1 <= fence.epoch <= SEQ_MAX:
+        raise Refused(
+            f"fence.epoch is {fence.epoch}: it must be in 1..{SEQ_MAX}", hint="acquire the lease first: it gives the epoch"
+        )
+
+
+def check_ref(ref: SegmentRef) -> None:
+    """Raises Refused when no key can be made of the reference."""
+    check_name("stream", ref.stream)
+    for field, value in (("seq", ref.seq), ("epoch", ref.epoch)):
+        if not 1 <= value <= SEQ_MAX:
+            raise Refused(f"segment {field} is {value}: it must be in 1..{SEQ_MAX}", hint="name an existing segment")
+
+
+def check_put(fence: Fence, ref: SegmentRef) -> None:
+    """A writer puts segments of its own epoch, and copies those of older ones. Raises Refused, or FenceLost for a future
+    epoch.
+    """
+    check_fence(fence)
+    check_ref(ref)
+    _same_stream("ref.stream", ref.stream, fence)
+    if ref.epoch > fence.epoch:
+        raise FenceLost(f"segment {ref.key} belongs to epoch {ref.epoch}, the fence to {fence.epoch}", epoch=ref.epoch)
+
+
+def check_commit(fence: Fence, commit: Commit) -> None:
+    """Raises Refused for a commit that does not move forward, or that announces epochs it does not cover."""
+    check_fence(fence)
+    hint = "this is an error of the caller: build the commit from the head that it extends"
+    if not 0 <= commit.prev_seq < commit.seq <= SEQ_MAX:
+        raise Refused(
+            f"commit goes from seq {commit.prev_seq} to {commit.seq}: it must move forward within 0..{SEQ_MAX}", hint=hint
+        )
+    _check_chain("commit.prev_chain", commit.prev_chain)
+    _check_chain("commit.chain", commit.chain)
+    _check_starts("commit.starts", commit.starts, fence)
+    for start in commit.starts:
+        if not commit.prev_seq < start.first_seq <= commit.seq:
+            raise Refused(
+                f"commit.starts has epoch {start.epoch} at {start.first_seq}, outside of {commit.prev_seq + 1}..{commit.seq}",
+                hint=hint,
+            )
+    _check_counters("commit", commit.received_at, commit.records, commit.bytes)
+
+
+def check_realignment(fence: Fence, expected: Head, to: Realignment) -> None:
+    """Raises Refused when the cut would lose sight of segments: what is cut must be named by ``to.salvage``."""
+    check_fence(fence)
+    _same_stream("expected.stream", expected.stream, fence)
+    _check_chain("to.chain", to.chain)
+    _check_chain("to.base_chain", to.base_chain)
+    _check_starts("to.epochs", to.epochs, fence)
+    _check_counters("realignment", to.received_at, to.records, to.bytes)
+    if not 1 <= to.base <= to.seq + 1 <= SEQ_MAX:
+        raise Refused(
+            f"realignment has base {to.base} and seq {to.seq}: 1 <= base <= seq + 1 is needed",
+            hint="base is the first segment kept",
+        )
+    cuts = to.seq < expected.seq or (to.seq == expected.seq and to.chain != expected.chain)
+    if cuts and to.salvage is None:
+        raise Refused(
+            f"realignment of {fence.stream} from seq {expected.seq} to {to.seq} names no salvage: segments would be forgotten",
+            hint="set to.salvage to the range that is cut off",
+        )
+    if to.salvage is not None:
+        changed = (to.seq, to.chain) != (expected.seq, expected.chain)
+        if not changed or to.salvage.last_seq != expected.seq or not 1 <= to.salvage.first_seq <= to.salvage.last_seq:
+            raise Refused(
+                f"salvage {to.salvage.first_seq}..{to.salvage.last_seq} is not the tail "
+                f"of a head at seq {expected.seq} that moves to {to.seq}",
+                hint="salvage is what is cut off: first_seq .. the old head's seq",
+            )
+
+
+def check_size(head: Head, region: str) -> None:
+    """Raises Refused when the head would come near DynamoDB's limit. Grows with epochs and salvage only."""
+    if len(head.epochs) + sum(1 + len(s.epochs) for s in head.salvage) < ENTRIES_SURELY_SMALL:
+        return
+    size = item_bytes(head_to_item(" " * 200, head))
+    if size > ITEM_GUARD_BYTES:
+        raise Refused(
+            f"head of {head.stream} in {region} would have {size} bytes ("
+            f"{len(head.epochs)} epochs, {len(head.salvage)} salvages), "
+            f"we stop at {ITEM_GUARD_BYTES} of DynamoDB's {ITEM_MAX_BYTES}",
+            hint="resolve old salvage (export or drop it) and let retention move the base, so that old epochs are dropped",
+        )
+
+
+def other_content(key: str, region: str, there: str, ours: str) -> Conflict:
+    """For a key that exists and holds something else than what was to be written. ``there``, ``ours``: sha256."""
+    return Conflict(
+        f"object {key} in {region} exists with other content: sha256 {there[:12]}…, ours is {ours[:12]}…",
+        hint="two writers share an epoch, or the object was replaced: stop, and compare both with the other regions",
+    )
+
+
+def _same_stream(field: str, stream: str, fence: Fence) -> None:
+    if stream != fence.stream:
+        raise Refused(f"{field} is {stream!r}, the fence is for {fence.stream!r}", hint="each stream has a fence of its own")
+
+
+def _check_chain(field: str, chain: str) -> None:
+    if len(chain) != CHAIN_CHARACTERS or not set(chain) <= set("0123456789abcdef"):
+        raise Refused(
+            f"{field} is {chain[:80]!r}: 64 lower-case hex digits are needed", hint="take it from next_chain() or from a head"
+        )
+
+
+def _check_counters(what: str, received_at: float, records: int, size: int) -> None:
+    if not math.isfinite(received_at) or records < 0 or size < 0:
+        raise Refused(
+            f"{what} has received_at={received_at}, records={records}, bytes={size}: finite and not negative is needed",
+            hint="this is an error of the caller: count what the segments hold",
+        )
+
+
+def _check_starts(field: str, starts: tuple[EpochStart, ...], fence: Fence) -> None:
+    if any(b.epoch <= a.epoch or b.first_seq < a.first_seq for a, b in pairwise(starts)):
+        raise Refused(
+            f"{field} is not ascending: {starts!r}", hint="a later epoch starts at the same or a greater sequence number"
+        )
+    if starts and not 1 <= starts[0].epoch <= starts[-1].epoch <= fence.epoch:
+        raise Refused(f"{field} names epochs outside of 1..{fence.epoch}: {starts!r}", hint="fence with the newest epoch first")
+
+
+# ------------------------------------------------------------------------------------------------------------ read-back
+
+
+def settled_fence(head: Head, fence: Fence) -> bool:
+    """True: the head carries our epoch in our name. Raises FenceLost when somebody else's epoch is equal or greater."""
+    if head.epoch < fence.epoch:
+        return False
+    _ours(head, fence)
+    return True
+
+
+def settled_advance(head: Head, fence: Fence, commit: Commit) -> bool:
+    """True: the head is where the commit leads. Raises FenceLost, Conflict."""
+    _fenced(head, fence)
+    if head.seq == commit.seq and head.chain == commit.chain:
+        return True
+    if head.seq == commit.prev_seq and head.chain == commit.prev_chain:
+        return False
+    raise Conflict(
+        f"head of {fence.stream} is at seq {head.seq} chain {head.chain[:12]}…, "
+        f"the commit extends seq {commit.prev_seq} chain {commit.prev_chain[:12]}… to {commit.seq}",
+        hint=_READ_AGAIN,
+    )
+
+
+def settled_realign(head: Head, fence: Fence, expected: Head, to: Realignment) -> bool:
+    """True: the head is already cut as wanted. Raises FenceLost, Conflict."""
+    _fenced(head, fence)
+    if head == replace(after_realign(head, fence, to), salvage=head.salvage) and (
+        to.salvage is None or to.salvage in head.salvage
+    ):
+        return True
+    if head.seq == expected.seq and head.chain == expected.chain:
+        return False
+    raise Conflict(
+        f"head of {fence.stream} is at seq {head.seq} chain {head.chain[:12]}…, "
+        f"the realignment expects seq {expected.seq} chain {expected.chain[:12]}…",
+        hint=_READ_AGAIN,
+    )
+
+
+def _fenced(head: Head, fence: Fence) -> None:
+    if head.epoch < fence.epoch:
+        raise Conflict(
+            f"head of {fence.stream} is at epoch {head.epoch}, not fenced for epoch {fence.epoch}", hint=_FENCE_FIRST
+        )
+    _ours(head, fence)
+
+
+def _ours(head: Head, fence: Fence) -> None:
+    if head.epoch > fence.epoch:
+        raise FenceLost(f"head of {fence.stream} is at epoch {head.epoch}, ours is {fence.epoch}", epoch=head.epoch)
+    if head.writer != fence.writer:
+        raise FenceLost(
+            f"epoch {head.epoch} of {fence.stream} belongs to {head.writer!r}, we are {fence.writer!r}",
+            hint="stop; an epoch was given out twice: look at etcd (restored from a snapshot?) before anything else",
+            epoch=head.epoch,
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- effects
+
+
+def after_fence(head: Head, fence: Fence) -> Head:
+    """The head once the fence has been applied."""
+    return replace(head, epoch=fence.epoch, writer=fence.writer)
+
+
+def after_advance(head: Head, fence: Fence, commit: Commit) -> Head:
+    """The head once the commit has been applied."""
+    return replace(
+        head,
+        seq=commit.seq,
+        chain=commit.chain,
+        epochs=head.epochs + commit.starts,
+        received_at=commit.received_at,
+        records=head.records + commit.records,
+        bytes=head.bytes + commit.bytes,
+        writer=fence.writer,
+    )
+
+
+def after_realign(head: Head, fence: Fence, to: Realignment) -> Head:
+    """The head once the realignment has been applied. Its counters are those of what stays."""
+    return replace(
+        head,
+        seq=to.seq,
+        chain=to.chain,
+        epochs=to.epochs,
+        base=to.base,
+        base_chain=to.base_chain,
+        salvage=head.salvage if to.salvage is None else (*head.salvage, to.salvage),
+        received_at=to.received_at,
+        records=to.records,
+        bytes=to.bytes,
+        writer=fence.writer,
+    )

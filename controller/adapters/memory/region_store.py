@@ -1,0 +1,216 @@
+"""The reference region store: a dict behind the same rules, errors and read-backs as S3 and DynamoDB.
+
+``MemoryStore`` is the far side: one per region, shared by all clients of it. It survives its clients and can be damaged by
+tests. ``MemoryRegionStore`` is one client of it. Its gate decides how the network behaves: before a request arrives and
+before its answer returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from controller.adapters import head_rules
+from controller.adapters.memory.gate import Gate
+from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef
+from controller.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """``sha256`` is what was written beside the bytes, so that later damage to the bytes shows."""
+
+    data: bytes
+    sha256: str
+
+
+class MemoryStore:
+    """One region's bucket and table. All methods are atomic: nothing in them awaits."""
+
+    def __init__(self, region: str) -> None:
+        self.region = region
+        self.objects: dict[SegmentRef, StoredObject] = {}
+        self.heads: dict[str, Head] = {}
+        self._order: dict[str, list[tuple[int, int]]] = {}
+
+    def put(self, ref: SegmentRef, data: bytes) -> None:
+        """``If-None-Match: *``; equal content is success. Raises Conflict."""
+        digest = hashlib.sha256(data).hexdigest()
+        there = self.objects.get(ref)
+        if there is None:
+            self.objects[ref] = StoredObject(bytes(data), digest)
+            bisect.insort(self._order.setdefault(ref.stream, []), (ref.seq, ref.epoch))
+        elif there.sha256 != digest:
+            raise head_rules.other_content(ref.key, self.region, there.sha256, digest)
+
+    def get(self, ref: SegmentRef) -> bytes:
+        """Raises NotFound, Corrupt."""
+        there = self.objects.get(ref)
+        if there is None:
+            raise NotFound(
+                f"object {ref.key} in {self.region} does not exist", hint="list what exists: it may lie under another epoch"
+            )
+        if hashlib.sha256(there.data).hexdigest() != there.sha256:
+            raise Corrupt(
+                f"object {ref.key} in {self.region}: {len(there.data)} bytes that are not what was written",
+                hint="do not use it; copy the segment from another region after comparing hashes",
+            )
+        return there.data
+
+    def refs(self, stream: str, first_seq: int, limit: int) -> tuple[SegmentRef, ...]:
+        order = self._order.get(stream, [])
+        start = bisect.bisect_left(order, (first_seq, 0))
+        return tuple(SegmentRef(stream, seq, epoch) for seq, epoch in order[start : start + max(0, limit)])
+
+    def head(self, stream: str) -> Head:
+        return self.heads.get(stream, Head(stream))
+
+    def update(self, stream: str, settled: Callable[[Head], bool], after: Callable[[Head], Head]) -> Head:
+        """One conditional update with its read-back. ``settled`` raises FenceLost and Conflict. Raises Refused when the
+        head grows too long.
+        """
+        head = self.head(stream)
+        if settled(head):
+            return head
+        changed = after(head)
+        head_rules.check_size(changed, self.region)
+        self.heads[stream] = changed
+        return changed
+
+    # ---------------------------------------------------------------------------------------------------- for tests
+
+    def corrupt(self, ref: SegmentRef, bit: int = 0) -> None:
+        """Flips one bit of the stored bytes. Raises KeyError when there is no such object."""
+        there = self.objects[ref]
+        data = bytearray(there.data)
+        data[bit // 8] ^= 1 << (bit % 8)
+        self.objects[ref] = StoredObject(bytes(data), there.sha256)
+
+    def truncate(self, ref: SegmentRef, size: int) -> None:
+        """Keeps the first ``size`` bytes."""
+        there = self.objects[ref]
+        self.objects[ref] = StoredObject(there.data[:size], there.sha256)
+
+    def drop(self, ref: SegmentRef) -> None:
+        """Deletes one object. Raises KeyError when there is none."""
+        del self.objects[ref]
+        self._order[ref.stream].remove((ref.seq, ref.epoch))
+
+    def copy(self, region: str | None = None) -> MemoryStore:
+        """An independent store with the same content, for example to compare with later."""
+        other = MemoryStore(region or self.region)
+        other.objects = dict(self.objects)
+        other.heads = dict(self.heads)
+        other._order = {stream: list(order) for stream, order in self._order.items()}
+        return other
+
+
+class MemoryRegionStore:
+    """One client of a ``MemoryStore``.
+
+    A request that the gate holds up past ``call_timeout_seconds`` is *not* withdrawn: the caller learns ``Unavailable``
+    (for a mutating call ``OutcomeUnknown``) and the request may still arrive later, as it may on a real network. None: the
+    gate alone decides how long calls take.
+    """
+
+    def __init__(self, server: MemoryStore, gate: Gate, *, call_timeout_seconds: float | None = 2.0) -> None:
+        self._server = server
+        self._gate = gate
+        self._timeout = call_timeout_seconds
+        self._in_flight: set[asyncio.Task[object]] = set()
+
+    @property
+    def region(self) -> str:
+        return self._server.region
+
+    async def put_segment(self, fence: Fence, ref: SegmentRef, data: bytes) -> None:
+        head_rules.check_put(fence, ref)
+        await self._call("put_segment", lambda: self._server.put(ref, data), mutates=True)
+
+    async def get_segment(self, ref: SegmentRef) -> bytes:
+        head_rules.check_ref(ref)
+        return await self._call("get_segment", lambda: self._server.get(ref))
+
+    async def list_segments(self, stream: str, first_seq: int, limit: int = 1000) -> tuple[SegmentRef, ...]:
+        head_rules.check_name("stream", stream)
+        return await self._call("list_segments", lambda: self._server.refs(stream, first_seq, limit))
+
+    async def read_head(self, stream: str) -> Head:
+        head_rules.check_name("stream", stream)
+        return await self._call("read_head", lambda: self._server.head(stream))
+
+    async def advance(self, fence: Fence, commit: Commit) -> Head:
+        head_rules.check_commit(fence, commit)
+        return await self._update(
+            "advance",
+            fence,
+            lambda head: head_rules.settled_advance(head, fence, commit),
+            lambda head: head_rules.after_advance(head, fence, commit),
+        )
+
+    async def fence(self, fence: Fence) -> Head:
+        head_rules.check_fence(fence)
+        return await self._update(
+            "fence", fence, lambda head: head_rules.settled_fence(head, fence), lambda head: head_rules.after_fence(head, fence)
+        )
+
+    async def realign(self, fence: Fence, expected: Head, to: Realignment) -> Head:
+        head_rules.check_realignment(fence, expected, to)
+        return await self._update(
+            "realign",
+            fence,
+            lambda head: head_rules.settled_realign(head, fence, expected, to),
+            lambda head: head_rules.after_realign(head, fence, to),
+        )
+
+    async def close(self) -> None:
+        """Nothing to release. Requests in flight stay so: closing a client does not call them back."""
+
+    async def _update(self, op: str, fence: Fence, settled: Callable[[Head], bool], after: Callable[[Head], Head]) -> Head:
+        return await self._call(op, lambda: self._server.update(fence.stream, settled, after), mutates=True)
+
+    async def _call(self, op: str, effect: Callable[[], T], *, mutates: bool = False) -> T:
+        if self._timeout is None:
+            return await self._travel(op, effect, mutates)
+        request = asyncio.ensure_future(self._travel(op, effect, mutates))
+        self._in_flight.add(request)
+        request.add_done_callback(self._landed)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(request)
+        except TimeoutError as error:
+            message = f"{op} in {self.region}: no answer within {self._timeout} s"
+            if mutates:
+                raise OutcomeUnknown(message, hint="it may have been applied: read before repeating") from error
+            raise Unavailable(message, hint="wait, or read from another region") from error
+
+    def _landed(self, request: asyncio.Task[object]) -> None:
+        self._in_flight.discard(request)
+        if not request.cancelled():
+            request.exception()  # somebody has seen it, or nobody waits any more: either way it is not "never retrieved"
+
+    async def _travel(self, op: str, effect: Callable[[], T], mutates: bool) -> T:
+        await self._gate.before(op)
+        try:
+            answer = effect()
+        except Exception:
+            await self._answer(op, mutates)
+            raise
+        await self._answer(op, mutates)
+        return answer
+
+    async def _answer(self, op: str, mutates: bool) -> None:
+        try:
+            await self._gate.after(op)
+        except Unavailable as error:
+            if mutates:
+                raise OutcomeUnknown(
+                    f"{op} in {self.region}: the answer was lost", hint="it may have been applied: read before repeating"
+                ) from error
+            raise

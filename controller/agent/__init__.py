@@ -1,0 +1,32 @@
+"""What agents import: light (httpx, msgspec, zstd), typed, with no knowledge of AWS, etcd or the daemon.
+
+client      AsyncCheckpoints: put, get, list, tasks, beats; retries, endpoints, deltas
+sync        Checkpoints: the same for programs without an event loop
+rights      Right, Hold, guard: may this copy of the agent still act?
+errors      what callers can act on, beside ``controller.errors``
+spool       store and forward when no controller answers (off unless asked for)
+endpoints   which controller to ask next; circuit breakers
+lanes       many agents' records in one request, without a timer
+memory      previous bodies, bounded, for deltas
+wire        the HTTP documents
+"""
+
+from controller.agent.client import AsyncCheckpoints
+from controller.agent.errors import Fenced, NotAllAcknowledged, SpoolFull, StaleEpoch
+from controller.agent.rights import BootClock, Clock, Hold, Right
+from controller.agent.spool import Spool
+from controller.agent.sync import Checkpoints
+
+__all__ = [
+    "AsyncCheckpoints",
+    "BootClock",
+    "Checkpoints",
+    "Clock",
+    "Fenced",
+    "Hold",
+    "NotAllAcknowledged",
+    "Right",
+    "Spool",
+    "SpoolFull",
+    "StaleEpoch",
+]

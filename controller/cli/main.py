@@ -1,0 +1,154 @@
+"""``drctl``: mounts the commands, and turns every error into one sentence, a hint and a stable exit code.
+
+Exit codes are those of ``controller.errors``; 130: ended by Ctrl-C at a prompt, nothing was sent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from controller.cli import look, ops, plans
+from controller.cli.client import Usage
+from controller.cli.session import ConfigOption, EndpointOption, Interrupted, Output, OutputOption, Session, session
+from controller.errors import DrError
+from controller.runtime.wording import visible
+
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The command-line parser's own error; its module differs between versions of typer."""
+
+INTERRUPTED = 130
+
+EPILOG = """At 3 a.m.: `drctl status`, then `drctl plan failover --to REGION --reason WHY`, then two people
+`drctl approve PLAN --key ~/.ssh/id_ed25519`, then `drctl promote PLAN --execute --confirm REGION --wait`.
+
+Controllers are found by --endpoint, --config FILE, DRCTL_ENDPOINTS (separated by spaces or commas) or DR_CONFIG, in this order.
+
+Exit codes: 0 done, 2 wrong command line, 3 nobody answers, 4 fenced, 5 refused by a rule, 6 approvals missing, 7 wrong
+settings, 8 damaged data, 130 interrupted, 1 a bug."""
+
+app = typer.Typer(
+    name="drctl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(epilog=EPILOG)
+def options(
+    ctx: typer.Context, endpoint: EndpointOption = None, config: ConfigOption = None, output: OutputOption = None
+) -> None:
+    """Disaster recovery for fleets of AI agents: see how far regions are behind, plan a move, approve it, run it."""
+    session(ctx).use(endpoint, config, output)
+
+
+app.command(epilog="Example: drctl status --watch --config config/lab.toml")(look.status)
+app.command(epilog="Example: drctl lag --output json")(look.lag)
+app.command()(look.agents)
+app.command()(look.members)
+app.command()(look.incidents)
+app.add_typer(plans.plan_app, name="plan")
+app.command(epilog="Example: drctl approve PLAN --key ~/.ssh/id_ed25519 --principal alice@example.com")(plans.approve)
+app.command(epilog="Example: drctl promote PLAN --execute --confirm eu-central-1 --wait")(plans.promote)
+app.command()(look.journal)
+app.add_typer(look.audit_app, name="audit")
+app.command(epilog="Example: drctl serve --config /etc/dr/controller.toml")(ops.serve)
+app.add_typer(ops.config_app, name="config")
+app.command()(ops.version)
+
+
+def _mount_lab() -> None:
+    """``drctl lab`` exists where its extra is installed; everything else works without it."""
+    try:
+        lab = importlib.import_module("controller.cli.lab")
+    except ImportError as error:
+        missing = error.name or "a package"
+
+        def absent() -> None:
+            raise Usage(f"the lab needs {missing}, which is not installed", hint="pip install 'agent-dr[controller,lab]'")
+
+        app.command("lab", help="Three regions on one machine (needs the extra `lab`).")(absent)
+    else:
+        app.add_typer(lab.lab_app, name="lab")
+
+
+_mount_lab()
+
+
+def _wants_json(here: Session, argv: Sequence[str]) -> bool:
+    """Also when the command line could not be read to its end."""
+    joined = " ".join(argv)
+    return here.output is Output.JSON or any(
+        f"{option}{sep}json" in joined for option in ("--output", "-o") for sep in (" ", "=")
+    )
+
+
+def _tell(error: DrError, as_json: bool) -> int:
+    if as_json:
+        sys.stderr.write(json.dumps({"error": error.to_dict()}, ensure_ascii=True) + "\n")
+    else:
+        sys.stderr.write(f"error: {visible(error.message, keep=chr(10))}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {visible(error.hint, keep=chr(10))}\n")
+    return error.exit_code
+
+
+def _interrupted(what: str, here: Session, argv: Sequence[str]) -> int:
+    if _wants_json(here, argv):
+        found = {"code": "interrupted", "message": f"interrupted; {what}", "hint": "", "exit_code": INTERRUPTED}
+        sys.stderr.write(json.dumps({"error": found}) + "\n")
+    else:
+        sys.stderr.write(f"\ninterrupted; {what}\n")
+    return INTERRUPTED
+
+
+def run(argv: Sequence[str]) -> int:
+    """One command. Returns its exit code; never raises but for bugs in the interpreter."""
+    here = Session()
+    try:
+        result = app(args=list(argv), prog_name="drctl", standalone_mode=False, obj=here)
+        return result if isinstance(result, int) else 0
+    except DrError as error:
+        return _tell(error, _wants_json(here, argv))
+    except UsageError as error:
+        words = getattr(error, "format_message", None)
+        message = words() if words is not None else str(error)
+        path = getattr(getattr(error, "ctx", None), "command_path", "drctl")
+        if not message:  # the group was called without a command: its help has been printed
+            return Usage.exit_code
+        return _tell(Usage(message, hint=f"{path} --help"), _wants_json(here, argv))
+    except typer.Exit as done:
+        return done.exit_code
+    except Interrupted:
+        return _interrupted("nothing was sent", here, argv)
+    except (typer.Abort, KeyboardInterrupt):
+        return _interrupted("a change that was on its way may have been done: drctl plan list", here, argv)
+    except BrokenPipeError:
+        # The reader (head, less) went away. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last resort: a person must never see a traceback in place of a sentence
+        if os.environ.get("DRCTL_DEBUG"):
+            traceback.print_exc()
+        found = DrError(
+            f"drctl met an error that it did not foresee: {type(error).__name__}: {error}",
+            hint="report it; DRCTL_DEBUG=1 shows where",
+        )
+        return _tell(found, _wants_json(here, argv))
+    finally:
+        here.close()
+
+
+def main() -> None:
+    """Entry point of ``drctl``."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,11 @@
+"""Decisions only. No I/O, no clock, no randomness, no logging, no ``async``; standard library only.
+
+    model         the values that everything else speaks in
+    lease         how long a holder may act, and what a heartbeat proves
+    replication   fences, forks, choice of the history, realignment
+    lag           lag, exposure, loss, protection
+    promotion     the state machine of a plan, as one table
+    plan          the frozen document that people approve, its canonical form and digest
+    approval      which signatures open the gate
+    fleet         which host runs which agent
+"""

@@ -1,0 +1,104 @@
+"""How long a holder may act. A lease alone is no mutual exclusion; this is the half of it that the holder enforces on itself.
+
+The right to act ends, by the holder's own monotonic clock, at
+
+    deadline = time the last successful keep-alive was SENT + TTL − margin
+
+A *heartbeat* is a guarded read, the keep-alive, and the same guarded read again, all under one raft term. Only a complete
+heartbeat moves the deadline: a keep-alive answer by itself proves nothing (a leader whose disk hangs goes on answering).
+The guarded read compares the create revision of the ``holder`` key and reads it. An answer that is neither yes nor no
+never extends the right and never ends it early; a clear no ends it at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from controller.domain.model import Barrier
+
+
+class Beat(StrEnum):
+    """What a heartbeat proved."""
+
+    EXTENDS = "extends"
+    PROVES_NOTHING = "proves-nothing"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedRead:
+    """One guarded read: did the holder key still have our create revision, in which raft term, and which barrier stood."""
+
+    ours: bool
+    term: int
+    barrier: Barrier | None
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Everything that one heartbeat saw. ``sent_at``: monotonic time just before the keep-alive was sent."""
+
+    before: GuardedRead
+    sent_at: float
+    ttl_seconds: float
+    after: GuardedRead
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``deadline`` is set only when the heartbeat extends the right."""
+
+    beat: Beat
+    reason: str
+    deadline: float | None = None
+
+
+def first_deadline(granted_sent_at: float, ttl_seconds: float, margin_seconds: float) -> float:
+    """Deadline of a right that begins with an acquisition, counted from when the lease was asked for."""
+    return granted_sent_at + ttl_seconds - margin_seconds
+
+
+def judge(seen: Heartbeat, *, granted_ttl_seconds: float, margin_seconds: float, drained: bool) -> Verdict:
+    """What ``seen`` proves.
+
+    A barrier of a failover stops the extension at once; a barrier of a planned move only once the drain is complete
+    (``drained``), because the holder needs its right to drain.
+    """
+    if not seen.before.ours or not seen.after.ours:
+        return Verdict(Beat.LOST, "the holder key is not ours any more")
+    if seen.ttl_seconds <= 0:
+        return Verdict(Beat.LOST, "the lease is gone")
+    if seen.before.term != seen.after.term:
+        return Verdict(Beat.PROVES_NOTHING, f"the raft term moved from {seen.before.term} to {seen.after.term}")
+    barrier = seen.after.barrier or seen.before.barrier
+    if barrier is not None and (barrier.kind == "failover" or drained):
+        return Verdict(Beat.PROVES_NOTHING, f"plan {barrier.plan} is taking over")
+    ttl = min(seen.ttl_seconds, granted_ttl_seconds)
+    return Verdict(Beat.EXTENDS, "heartbeat complete", seen.sent_at + ttl - margin_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A right to act. ``deadline`` is monotonic; a right never grows by itself, and once lost it stays lost."""
+
+    epoch: int
+    deadline: float
+    lost: str = ""
+
+    def allows(self, now: float) -> bool:
+        """Whether acting at ``now`` is allowed."""
+        return not self.lost and now < self.deadline
+
+    def remaining_seconds(self, now: float) -> float:
+        """Seconds left, never negative."""
+        return 0.0 if self.lost else max(0.0, self.deadline - now)
+
+    def after(self, verdict: Verdict) -> Right:
+        """The right after a heartbeat. A deadline never moves back."""
+        if self.lost or verdict.beat is Beat.PROVES_NOTHING:
+            return self
+        if verdict.beat is Beat.LOST:
+            return Right(self.epoch, self.deadline, verdict.reason)
+        assert verdict.deadline is not None
+        return Right(self.epoch, max(self.deadline, verdict.deadline))

@@ -1,0 +1,287 @@
+"""What the shell needs from outside, as Protocols. One adapter file per outside system; ``adapters/memory`` is the reference.
+
+Rules for every adapter:
+
+- Every call has a deadline of its own and raises ``Unavailable`` when it passes; a mutating call whose answer was lost and
+  that could not be settled by a read-back raises ``OutcomeUnknown``.
+- Every mutating call on a region store or on traffic takes a ``Fence``; the far side refuses a stale one (``FenceLost``).
+- Retries live inside the adapters: few, jittered, on named errors. A compare-and-set is re-read, never repeated blindly.
+- Every failed condition is followed by a read-back ("is it mine?"), because an SDK's own retry turns success into failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef
+
+# ---------------------------------------------------------------------------------------------------------- coordination
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One key of the coordinator with its revisions."""
+
+    key: str
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A condition of a transaction. ``created`` / ``modified`` compare revisions; revision 0 means "the key is absent"."""
+
+    key: str
+    field: str
+    revision: int
+
+    @classmethod
+    def created(cls, key: str, revision: int) -> Compare:
+        return cls(key, "create", revision)
+
+    @classmethod
+    def modified(cls, key: str, revision: int) -> Compare:
+        return cls(key, "mod", revision)
+
+    @classmethod
+    def absent(cls, key: str) -> Compare:
+        return cls(key, "create", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Reads one key, linearizable."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Writes one key; ``lease`` 0 = none."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Deletes one key; absent is fine."""
+
+    key: str
+
+
+Operation = Get | Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class TxnResult:
+    """``items``: the answers of the ``Get`` operations of the branch that ran, in order; None = absent."""
+
+    succeeded: bool
+    items: tuple[Item | None, ...]
+    revision: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A granted lease. ``ttl_seconds`` is what the server granted, which may be more than was asked for."""
+
+    id: int
+    ttl_seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorStatus:
+    """Versions of the members that answered, whether there is a leader, and raised alarms (``NOSPACE``, ``CORRUPT``)."""
+
+    cluster_id: str
+    versions: Mapping[str, str]
+    leader: bool
+    term: int
+    alarms: tuple[str, ...] = ()
+
+
+class Coordinator(Protocol):
+    """A linearizable key-value store with leases and transactions (etcd)."""
+
+    async def txn(
+        self, compare: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation] = ()
+    ) -> TxnResult:
+        """Atomic. At most 128 operations, 1 MiB. Each branch that contains no ``Get`` has one added by the adapter (a
+        transaction without a linearizable range may be answered locally and stale), which is not reported in ``items``.
+        Raises OutcomeUnknown when it may have been applied."""
+        ...
+
+    async def get(self, key: str) -> Item | None:
+        """Linearizable read of one key."""
+        ...
+
+    async def list(self, prefix: str) -> tuple[Item, ...]:
+        """Linearizable read of all keys below a prefix, ascending by key."""
+        ...
+
+    async def grant(self, ttl_seconds: int) -> Lease: ...
+
+    async def keep_alive(self, lease_id: int) -> int:
+        """Renews once. Returns the TTL in seconds that it has now; 0 = the lease is gone. Proves nothing by itself."""
+        ...
+
+    async def revoke(self, lease_id: int) -> None:
+        """Deletes the lease and its keys. A lease that is gone already is fine."""
+        ...
+
+    async def status(self) -> CoordinatorStatus: ...
+
+    async def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------------------------------------- region stores
+
+
+class RegionStore(Protocol):
+    """One region's passive replica: immutable segments and one conditional head per stream (S3 + DynamoDB)."""
+
+    @property
+    def region(self) -> str: ...
+
+    async def put_segment(self, fence: Fence, ref: SegmentRef, data: bytes) -> None:
+        """Writes with ``If-None-Match: *``. An object that is there with equal content is "mine": success.
+        Raises Conflict when other content is there, Unavailable when the store does not answer."""
+        ...
+
+    async def get_segment(self, ref: SegmentRef) -> bytes:
+        """Raises NotFound, Unavailable, Corrupt (shorter than the store said)."""
+        ...
+
+    async def list_segments(self, stream: str, first_seq: int, limit: int = 1000) -> tuple[SegmentRef, ...]:
+        """Objects that exist, committed or not, ascending by (seq, epoch), beginning with ``first_seq``."""
+        ...
+
+    async def read_head(self, stream: str) -> Head:
+        """Strongly consistent. ``Head(stream)`` when there is none yet."""
+        ...
+
+    async def advance(self, fence: Fence, commit: Commit) -> Head:
+        """The commit point: SET seq, chain, … IF epoch = fence.epoch AND seq = prev_seq AND chain = prev_chain.
+        Returns the head after it, also when the read-back shows that the commit was already ours.
+        Raises FenceLost (the head's epoch is greater), Conflict (anything else does not match), Unavailable, OutcomeUnknown."""
+        ...
+
+    async def fence(self, fence: Fence) -> Head:
+        """SET epoch IF epoch < fence.epoch (creating the head), or it is ours already. Returns the head: nothing with an older
+        epoch commits here after it. Raises FenceLost when the head's epoch is greater."""
+        ...
+
+    async def realign(self, fence: Fence, expected: Head, to: Realignment) -> Head:
+        """Cuts the history to ``to`` and adds ``to.salvage``, IF epoch = fence.epoch and seq and chain are as in ``expected``.
+        Idempotent: a head that is already so is success. Raises FenceLost, Conflict, Unavailable, OutcomeUnknown."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# --------------------------------------------------------------------------------------------------------------- traffic
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficState:
+    """What the zone says now. ``exact`` is the adapter's own copy of the record sets that the next DELETE must match."""
+
+    weights: Mapping[str, int]
+    epoch: int
+    """From the TXT record; 0 when there is none."""
+    exact: tuple[str, ...] = ()
+    """Canonical JSON of each record set involved: opaque to everybody else, printable, comparable."""
+
+
+class Traffic(Protocol):
+    """Weighted DNS records of the group, changed by compare-and-set only (Route 53)."""
+
+    async def read(self) -> TrafficState:
+        """Raises Refused when the zone holds records under our names that we do not understand (an alias, another type)."""
+        ...
+
+    async def change(self, fence: Fence, expected: TrafficState, weights: Mapping[str, int]) -> str:
+        """One atomic batch: DELETE exactly what ``expected`` holds, CREATE the same with ``weights`` and the TXT raised to
+        ``fence.epoch``. Equal weights raise the TXT alone. Returns a change id; already so = success (id ``"none"``).
+        Raises FenceLost (the zone's epoch is greater than the fence's), Conflict (changed meanwhile: re-read),
+        Refused (weights outside 0..255, all zero, unknown region), Unavailable, OutcomeUnknown."""
+        ...
+
+    async def in_sync(self, change_id: str) -> bool:
+        """Whether all of the provider's name servers have the change."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one DNS server said. ``error`` is "" or the reason: ``NXDOMAIN``, ``SERVFAIL``, ``timeout``, …"""
+
+    server: str
+    values: tuple[str, ...]
+    ttl_seconds: int
+    error: str = ""
+
+
+class Resolver(Protocol):
+    """DNS as seen from outside. Failures of a server are values in its answer, never exceptions."""
+
+    async def ask(self, name: str, rdtype: str) -> tuple[Answer, ...]:
+        """Asks every configured server directly, in parallel. ``values`` are sorted texts (TXT strings joined, without quotes)."""
+        ...
+
+
+# ---------------------------------------------------------------------------------------------------------------- people
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Who a signature belongs to, as listed in ``allowed_signers``."""
+
+    principal: str
+    fingerprint: str
+
+
+class Identity(Protocol):
+    """Verifies signatures offline."""
+
+    def verify(self, message: bytes, signature: str, principal: str) -> Signer:
+        """Raises Refused with the reason: not listed, wrong key, wrong namespace, expired key, wrong or garbled signature."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A message to people. ``key`` makes repeated pages of one matter recognisable."""
+
+    key: str
+    severity: str
+    title: str
+    body: str
+    runbook: str = ""
+
+
+class Pager(Protocol):
+    """Best effort, bounded, never blocks a decision. Raises Unavailable when nobody could be reached."""
+
+    async def page(self, page: Page) -> None: ...
+
+
+class Clock(Protocol):
+    """All time comes through here."""
+
+    def monotonic(self) -> float:
+        """Seconds that also count suspend (``CLOCK_BOOTTIME``). For ages and leases."""
+        ...
+
+    def wall(self) -> float:
+        """Seconds since 1970. For people and for stamps that cross processes."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...

@@ -1,0 +1,11 @@
+"""The daemon: everything that runs in a controller, built from decisions (domain), the stream and the ports.
+
+    controller    one instance: its loops, its role, what it answers to the API
+    tenure        the lease in this instance's hands: acquire, heartbeat, release
+    opening       fence, hold, choose, bring home, fork: how an epoch opens
+    plans         plans, approvals, journal in etcd; takeover: check, quiesce, authorize; promotion: verify … report
+    evidence      what a plan is decided on; watch: incidents and proposals; reporter: lag, canary, stand-in
+    documents     every etcd key and its document; audit: the hash chain; bootstrap: founds a group
+    api           HTTP; service: what the API needs of a controller; status, metrics: what is shown
+    daemon        `drctl serve`: settings to running process
+"""

@@ -1,0 +1,333 @@
+"""What an instance does between acquiring a stream and losing it: open, serve, carry a promotion on, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.domain.model import Ack, Authority, Frame, Head, IngestAnswer, Kind, Member, Record, Role, StreamReport
+from controller.domain.promotion import PlanRecord
+from controller.errors import Conflict, DrError, FenceLost, Unavailable
+from controller.ports import Clock, Coordinator, Identity, Pager, RegionStore, Resolver, Traffic
+from controller.runtime.documents import Keys, Seen, read
+from controller.runtime.fleet import FleetManager
+from controller.runtime.opening import Opened, Opening, Parts
+from controller.runtime.plans import PlanBook
+from controller.runtime.promotion import Promotion, PromotionPolicy
+from controller.runtime.reporter import Reporter, ReportPolicy
+from controller.runtime.tenure import Tenure
+from controller.runtime.watch import Watch
+from controller.settings import Settings
+from controller.stream.follower import Follower
+from controller.stream.segment import frame
+from controller.stream.view import View
+from controller.stream.writer import StreamWriter, WriterLimits
+
+DRAIN_POLL_SECONDS = 0.1
+RETRY_SECONDS = 0.5
+OPENING_AGENT = "opening"
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Everything outside of one controller."""
+
+    coordinator: Coordinator
+    stores: Mapping[str, RegionStore]
+    traffic: Traffic
+    resolver: Resolver
+    identity: Identity
+    pager: Pager
+    clock: Clock
+    new_id: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """What an ``Active`` needs of its controller."""
+
+    settings: Settings
+    ports: Ports
+    keys: Keys
+    book: PlanBook
+    view: View
+    followers: Mapping[str, Follower]
+    fleet: FleetManager
+    watch: Watch
+    say: Callable[[Role, str], None]
+    tell: Callable[..., None]
+
+
+class Active:
+    """One tenure's life. ``over`` becomes the reason as soon as it must end; the duty loop then steps down."""
+
+    def __init__(self, shell: Shell, tenure: Tenure) -> None:
+        self._shell = shell
+        self.tenure = tenure
+        self.over = ""
+        self.serving = False
+        self.writer: StreamWriter | None = None
+        self._reporter: Reporter | None = None
+        self.last_report: StreamReport | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._retired = False
+
+    def start(self) -> None:
+        """Begins to open the epoch, beside the heartbeats."""
+        self._tasks.append(asyncio.create_task(self._serve(), name=f"serve-{self.tenure.fence.epoch}"))
+
+    async def stop(self, reason: str) -> None:
+        """Ends everything at once. The lease goes back early only when every right that hung on it has run out."""
+        self.serving = False
+        rights_over = self._retired or not self.tenure.may_act() or self.writer is None
+        self.tenure.lose(reason)
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.writer is not None:
+            await self.writer.stop(reason)
+        if rights_over:
+            try:
+                await self.tenure.release()
+            except Unavailable:
+                pass  # it expires by itself
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, DrError):
+                raise result
+
+    async def retire(self) -> None:
+        """Before an orderly end: takes nothing new and waits until every right that agents were granted has passed (at most
+        our own), so that the lease may go back at once and the next instance need not wait for it to expire."""
+        fleet, clock = self._shell.fleet, self._shell.ports.clock
+        self.serving = False
+        fleet.deactivate()
+        if self.writer is not None:
+            self.writer.freeze("this instance is stopping")
+        while self.tenure.may_act() and clock.monotonic() < fleet.rights_end():
+            await clock.sleep(DRAIN_POLL_SECONDS)
+        self._retired = True
+
+    # ----------------------------------------------------------------------------------------------------- opening
+
+    async def _serve(self) -> None:
+        try:
+            opened = await Opening(self._parts(), self.tenure).run()
+            await self._begin(opened)
+            await self._promote()
+        except DrError as error:
+            self.over = error.message
+
+    def _parts(self) -> Parts:
+        shell, ports = self._shell, self._shell.ports
+        return Parts(
+            coordinator=ports.coordinator,
+            keys=shell.keys,
+            clock=ports.clock,
+            stores=ports.stores,
+            traffic=ports.traffic,
+            pager=ports.pager,
+            book=shell.book,
+            view=shell.view,
+            followers=shell.followers,
+            region=shell.settings.region,
+            instance=shell.settings.instance,
+            store_timeout_seconds=shell.settings.aws.call_timeout_seconds,
+            say=shell.say,
+        )
+
+    async def _begin(self, opened: Opened) -> None:
+        """Starts to write. The epoch serves once its opening record is in as many stores as a safe write can be in."""
+        shell, settings, ports = self._shell, self._shell.settings, self._shell.ports
+        stream = settings.stream
+        writer = StreamWriter(
+            group=settings.group,
+            fence=self.tenure.fence,
+            stores=ports.stores,
+            home=settings.region,
+            home_head=opened.home_head,
+            tail=opened.tail,
+            view=shell.view,
+            clock=ports.clock,
+            may_act=self.tenure.may_act,
+            on_lost=self._lost,
+            limits=WriterLimits(
+                flush_seconds=stream.flush_seconds,
+                segment_max_bytes=stream.segment_max_bytes,
+                segment_max_records=stream.segment_max_records,
+                queue_max_bytes=stream.queue_max_bytes,
+                pipeline_depth=stream.pipeline_depth,
+                ack_timeout_seconds=stream.ack_timeout_seconds,
+                brownout_seconds=stream.brownout_seconds,
+            ),
+        )
+        self.writer = writer
+        writer.start()
+        epoch = self.tenure.fence.epoch
+        body = f"epoch {epoch} opened by {settings.region}/{settings.instance} after segment {opened.tail.seq}".encode()
+        copies = min(max(2, stream.copies), len(opened.fenced))
+        first = frame(OPENING_AGENT, f"{epoch}", Kind.OPENING, body, created_at=ports.clock.wall(), copies=copies)
+        while True:
+            (ack,) = await writer.submit([first])
+            if ack.status != "failed":
+                break
+            shell.say(Role.OPENING, f"the opening record is not in {copies} stores yet: {(ack.error or {}).get('message')}")
+            await ports.clock.sleep(RETRY_SECONDS)
+        rpo = settings.rpo
+        self._reporter = Reporter(
+            ports.coordinator,
+            shell.keys,
+            ports.clock,
+            self.tenure,
+            writer,
+            ReportPolicy(rpo.seconds, rpo.settle_seconds, rpo.report_seconds, stream.canary_seconds, stream.brownout_seconds),
+            settings.region,
+        )
+        shell.fleet.activate()
+        self.serving = True
+        shell.say(Role.ACTIVE, f"epoch {epoch} is open from segment {opened.tail.seq + 1}")
+
+    def _lost(self, why: str) -> None:
+        self.tenure.lose(why)
+        self.serving = False
+        self.over = why
+
+    # --------------------------------------------------------------------------------------------------- promotion
+
+    async def _promote(self) -> None:
+        """Carries the plan that put this region in authority to its end, if it has not ended."""
+        shell, settings, ports = self._shell, self._shell.settings, self._shell.ports
+        promotion = Promotion(
+            tenure=self.tenure,
+            coordinator=ports.coordinator,
+            keys=shell.keys,
+            clock=ports.clock,
+            book=shell.book,
+            traffic=ports.traffic,
+            resolver=ports.resolver,
+            pager=ports.pager,
+            view=shell.view,
+            fleet=shell.fleet,
+            home_head=self._home_head,
+            policy=PromotionPolicy(
+                settings.promotion.resume_agents_per_second,
+                settings.promotion.confirm_timeout_seconds,
+                settings.traffic.name,
+                {region: tuple(found.addresses) for region, found in settings.regions.items()},
+            ),
+            instance=settings.instance,
+            close_incidents=shell.watch.close_silent,
+        )
+        said = ""
+        while True:
+            try:
+                plan = await self._unfinished()
+                if plan is None:
+                    break
+                shell.tell("promotion", await promotion.step(plan))
+            except FenceLost:
+                raise
+            except (Unavailable, Conflict) as error:
+                if error.message != said:
+                    said = error.message
+                    shell.tell("promotion", said, error=error.code)
+                await ports.clock.sleep(RETRY_SECONDS)
+        await self._tidy()
+
+    async def _unfinished(self) -> Seen[PlanRecord] | None:
+        coordinator, keys = self._shell.ports.coordinator, self._shell.keys
+        authority = await read(coordinator, keys.authority, Authority)
+        if authority is None or authority.value.region != self._shell.settings.region:
+            raise FenceLost("the authority is not with this region any more")
+        if authority.value.plan is None:
+            return None
+        plan = await read(coordinator, keys.plan(authority.value.plan), PlanRecord)
+        return None if plan is None or plan.value.ended else plan
+
+    async def _tidy(self) -> None:
+        """A holder that serves again makes an incident of silence untrue."""
+        try:
+            await self._shell.watch.close_silent()
+        except Unavailable:
+            pass  # closing it is for people's eyes only; the next holder tries again
+
+    async def _home_head(self) -> Head:
+        return await self._shell.ports.stores[self._shell.settings.region].read_head(self.tenure.fence.stream)
+
+    # ----------------------------------------------------------------------------------------------------- serving
+
+    async def submit(self, frames: Sequence[Frame]) -> list[Ack]:
+        """Records of the controller itself, and agents' records that passed their checks."""
+        if self.writer is None:
+            raise Unavailable("the epoch is not open yet", hint="try again in a moment")
+        acks = await self.writer.submit(frames)
+        written = {(ack.agent, ack.id) for ack in acks if ack.status == "acknowledged"}
+        self._shell.fleet.observe(f.record for f in frames if (f.record.agent, f.record.id) in written)
+        return acks
+
+    async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
+        """Agents' records. One with a stale attempt or a reserved kind fails alone, the others go on."""
+        refused: dict[int, Ack] = {}
+        for number, one in enumerate(frames):
+            problem = self._problem(one.record)
+            if problem is not None:
+                refused[number] = Ack(one.record.agent, one.record.id, "failed", error=problem.to_dict())
+        accepted = [one for number, one in enumerate(frames) if number not in refused]
+        answered = iter(await self.submit(accepted) if accepted else ())
+        acks = tuple(refused[number] if number in refused else next(answered) for number in range(len(frames)))
+        return IngestAnswer(self.tenure.fence.epoch, self.tenure.remaining_seconds(), acks)
+
+    def _problem(self, record: Record) -> DrError | None:
+        try:
+            self._shell.fleet.check_attempt(record.agent, record.attempt, record.kind)
+        except DrError as error:
+            return error
+        return None
+
+    async def report(self, members: Sequence[Member]) -> str | None:
+        """One round of reporting. Raises Unavailable, Conflict."""
+        assert self._reporter is not None
+        report = self._reporter.build(members)
+        self.last_report = report
+        await self._reporter.publish(report)
+        sentence = await self._reporter.stand_in()
+        if not self._draining:
+            await self._reporter.canary()
+            ticked = await self._shell.fleet.tick()
+            sentence = sentence or (ticked.reason if ticked.moved or ticked.page else None)
+        return sentence
+
+    # ---------------------------------------------------------------------------------------------------- draining
+
+    def heed_barrier(self) -> None:
+        """A planned move asks us to drain; a failover just lets the right run out; before the epoch is open, step down."""
+        barrier = self.tenure.barrier
+        if barrier is None:
+            return
+        if self.writer is None:
+            self.over = f"plan {barrier.plan} is taking over before this epoch opened"
+        elif barrier.kind != "failover" and not self._draining:
+            self._draining = True
+            self._tasks.append(asyncio.create_task(self._drain(barrier.plan), name=f"drain-{barrier.plan}"))
+
+    async def _drain(self, plan: str) -> None:
+        """Takes nothing new, waits until every store has everything and every agent's right has passed, then ends."""
+        writer, clock, fleet = self.writer, self._shell.ports.clock, self._shell.fleet
+        assert writer is not None
+        writer.freeze(f"plan {plan} moves the fleet")
+        self._shell.say(Role.DRAINING, f"draining for plan {plan}")
+        fleet.deactivate()
+        while self.tenure.barrier is not None:
+            if writer.drained():
+                self.tenure.drained = True
+                if clock.monotonic() >= min(fleet.rights_end(), self.tenure.right.deadline):
+                    self.over = f"drained for plan {plan}"
+                    self.tenure.lose(self.over)
+                    return
+            await clock.sleep(DRAIN_POLL_SECONDS)
+        self.tenure.drained = False
+        self._draining = False
+        writer.unfreeze()
+        fleet.activate()
+        self._shell.say(Role.ACTIVE, f"plan {plan} was aborted; serving again in epoch {self.tenure.fence.epoch}")

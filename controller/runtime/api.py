@@ -1,0 +1,336 @@
+"""The HTTP API of one controller: routes for agents, people and probes. It knows ``ControllerService`` and nothing below.
+
+Errors have one form, ``{"error": {"code", "message", "hint", "exit_code"}}``, and the status codes of ``controller.errors``.
+Answers are serialised by cached pydantic adapters straight to bytes; the OpenAPI document is made from the same types.
+Names in paths (agents, hosts, plans, ids) are percent-encoded, ``/`` too: routing happens before they are decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import cache
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+
+from controller import __version__
+from controller.domain.model import Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
+from controller.domain.promotion import PlanRecord
+from controller.errors import Corrupt, DrError, Refused
+from controller.ports import Clock
+from controller.runtime.api_documents import (
+    AbortIn,
+    ApprovalIn,
+    BeatIn,
+    ErrorDocument,
+    ExecuteIn,
+    LagDocument,
+    PlanIn,
+    Probe,
+    TaskIn,
+)
+from controller.runtime.api_door import (
+    JSON,
+    NO_STORE,
+    BadRequest,
+    Door,
+    TooLarge,
+    agent_name,
+    error_response,
+    host_name,
+    named,
+    plan_id,
+    record_id,
+)
+from controller.runtime.service import (
+    AgentSeen,
+    ApprovalRequest,
+    AuditEntry,
+    ControllerService,
+    Incident,
+    JournalEntry,
+    PlanDocument,
+    PlanRequest,
+    Status,
+)
+from controller.runtime.status_page import render_status_page
+from controller.runtime.wording import visible
+from controller.stream.limits import DEFAULT_LIMITS
+from controller.stream.segment import decode_frames
+
+MAX_HEADER_BYTES = 32 * 1024
+"""HTTP clients refuse answers with more than about 64 KiB of headers; a record's meta may be larger."""
+INLINE_DECODE_BYTES = 1024 * 1024
+"""Larger batches are decoded in a thread: nothing may block the loop that renews the lease."""
+
+OCTETS = "application/octet-stream"
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _answer(kind: Any, value: object, status: int = 200) -> Response:
+    return Response(_adapter(kind).dump_json(value), status, NO_STORE, JSON)
+
+
+AgentName = Annotated[str, Depends(agent_name)]
+HostName = Annotated[str, Depends(host_name)]
+PlanId = Annotated[str, Depends(plan_id)]
+RecordId = Annotated[str, Depends(record_id)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
+
+# ----------------------------------------------------------------------------------------------------------- agents' routes
+
+
+def _record_answer(found: tuple[Record, bytes]) -> Response:
+    record, body = found
+    document = _adapter(Record).dump_python(record, mode="json")
+    header = json.dumps(document, ensure_ascii=True, separators=(",", ":"))
+    headers = {**NO_STORE, "X-DR-Record": header}
+    if len(header) > MAX_HEADER_BYTES:
+        headers["X-DR-Record"] = json.dumps({**document, "meta": {}}, ensure_ascii=True, separators=(",", ":"))
+        headers["X-DR-Meta"] = "omitted"
+    return Response(body, 200, headers, OCTETS)
+
+
+_RECORD_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "the whole body",
+        "content": {OCTETS: {"schema": {"type": "string", "format": "binary"}}},
+        "headers": {
+            "X-DR-Record": {"description": "the record without its body, as ASCII JSON", "schema": {"type": "string"}},
+            "X-DR-Meta": {"description": "`omitted` when `meta` was too large for a header", "schema": {"type": "string"}},
+        },
+    }
+}
+_INGEST_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {OCTETS: {"schema": {"type": "string", "format": "binary", "description": "frames, see stream/segment.py"}}},
+    }
+}
+
+
+def _agent_routes(service: ControllerService) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["agents"])
+
+    @router.post("/records", response_model=IngestAnswer, openapi_extra=_INGEST_BODY, summary="Put records")
+    async def put_records(request: Request) -> Response:
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != OCTETS:
+            raise BadRequest(f"the body must be {OCTETS}", hint="send what encode_frames made")
+        data = await request.body()
+        try:
+            if len(data) <= INLINE_DECODE_BYTES:
+                frames = decode_frames(data)
+            else:
+                frames = await asyncio.to_thread(decode_frames, data)
+        except Corrupt as error:
+            # The sender's bytes are wrong, not ours: 400, so that nobody retries them elsewhere.
+            return error_response(error, 400)
+        if not frames:
+            raise BadRequest("the batch holds no record", hint="send at least one record")
+        return _answer(IngestAnswer, await service.ingest(frames))
+
+    @router.get("/agents", response_model=tuple[AgentSeen, ...], summary="Agents in this region's copy")
+    async def agents() -> Response:
+        return _answer(tuple[AgentSeen, ...], service.agents())
+
+    @router.get("/agents/{agent}/latest", responses=_RECORD_ANSWER, response_class=Response, summary="Newest record")
+    async def latest(agent: AgentName, kind: Annotated[str, Query(max_length=64)] = Kind.CHECKPOINT) -> Response:
+        return _record_answer(await service.latest(agent, named(kind, "kind", DEFAULT_LIMITS.kind_chars)))
+
+    @router.get("/agents/{agent}/records", response_model=tuple[Record, ...], summary="Records, newest first")
+    async def records(
+        agent: AgentName, limit: Limit = 100, before: Annotated[int | None, Query(ge=0, lt=2**63)] = None
+    ) -> Response:
+        return _answer(tuple[Record, ...], service.records(agent, limit, before))
+
+    @router.get("/agents/{agent}/records/{record}", responses=_RECORD_ANSWER, response_class=Response, summary="One record")
+    async def read(agent: AgentName, record: RecordId) -> Response:
+        return _record_answer(await service.read(agent, record))
+
+    @router.post("/tasks", response_model=IngestAnswer, summary="Give an agent a task")
+    async def create_task(task: TaskIn) -> Response:
+        return _answer(IngestAnswer, await service.create_task(task.agent, task.spec))
+
+    @router.post("/hosts/{host}/beat", response_model=BeatAnswer, summary="A host's heartbeat; answers with its assignments")
+    async def beat(host: HostName, given: BeatIn) -> Response:
+        running = tuple(Running(agent.agent, agent.attempt) for agent in given.agents)
+        return _answer(BeatAnswer, await service.beat(Beat(host, given.capacity, running)))
+
+    return router
+
+
+# ---------------------------------------------------------------------------------------------------------- people's routes
+
+
+def _reading_routes(service: ControllerService) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["people"])
+
+    @router.get("/status", response_model=Status, summary="What is going on, and what to type next")
+    async def status() -> Response:
+        return _answer(Status, await service.status())
+
+    @router.get("/lag", response_model=LagDocument, summary="How far each region is behind")
+    async def lag() -> Response:
+        return _answer(LagDocument, LagDocument.of(await service.status()))
+
+    @router.get("/members", response_model=tuple[Member, ...], summary="Live controllers")
+    async def members() -> Response:
+        return _answer(tuple[Member, ...], await service.members())
+
+    @router.get("/incidents", response_model=tuple[Incident, ...], summary="Open incidents")
+    async def incidents(include_closed: bool = False) -> Response:
+        return _answer(tuple[Incident, ...], await service.incidents(include_closed))
+
+    @router.get("/audit", response_model=tuple[AuditEntry, ...], summary="The hash-chained record of decisions")
+    async def audit(after: Annotated[int, Query(ge=0, lt=2**63)] = 0, limit: Limit = 200) -> Response:
+        return _answer(tuple[AuditEntry, ...], await service.audit(after, limit))
+
+    return router
+
+
+def _plan_routes(service: ControllerService) -> APIRouter:
+    router = APIRouter(prefix="/v1/plans", tags=["people"])
+
+    @router.get("", response_model=tuple[PlanRecord, ...], summary="All plans")
+    async def plans() -> Response:
+        return _answer(tuple[PlanRecord, ...], await service.plans())
+
+    @router.post("", response_model=PlanDocument, status_code=201, summary="Make a plan; nothing moves")
+    async def create(given: PlanIn) -> Response:
+        if given.break_glass and not given.reason.strip():
+            raise Refused("a break-glass plan needs a stated reason", hint="say why in `reason` (--reason)")
+        request = PlanRequest(given.kind, given.to, given.requester, given.reason, given.break_glass)
+        return _answer(PlanDocument, await service.create_plan(request), 201)
+
+    @router.get("/{plan}", response_model=PlanDocument, summary="A plan with its approvals and journal")
+    async def show(plan: PlanId) -> Response:
+        return _answer(PlanDocument, await service.plan(plan))
+
+    @router.get("/{plan}/journal", response_model=tuple[JournalEntry, ...], summary="The steps of a promotion")
+    async def journal(plan: PlanId) -> Response:
+        return _answer(tuple[JournalEntry, ...], (await service.plan(plan)).journal)
+
+    @router.post("/{plan}/approvals", response_model=PlanDocument, summary="A signed decision about a plan")
+    async def approve(plan: PlanId, given: ApprovalIn) -> Response:
+        digest = given.digest or (await service.plan(plan)).record.digest
+        request = ApprovalRequest(given.principal, given.decision, given.expires_at, given.signature, digest)
+        return _answer(PlanDocument, await service.approve(plan, request))
+
+    @router.post("/{plan}/execute", response_model=PlanDocument, summary="Run an approved plan")
+    async def execute(plan: PlanId, given: ExecuteIn) -> Response:
+        return _answer(PlanDocument, await service.execute(plan, given.requester, given.confirm))
+
+    @router.post("/{plan}/abort", response_model=PlanDocument, summary="End a plan that has not been authorized")
+    async def abort(plan: PlanId, given: AbortIn) -> Response:
+        return _answer(PlanDocument, await service.abort(plan, given.requester, given.reason))
+
+    return router
+
+
+# --------------------------------------------------------------------------------------------------------- probes and the page
+
+
+def _probe_routes(service: ControllerService, clock: Clock) -> APIRouter:
+    router = APIRouter(tags=["probes"])
+
+    def probe(ok: bool, reason: str) -> Response:
+        answer = Probe(ok, service.region, service.instance, service.role.value, reason)
+        return _answer(Probe, answer, 200 if ok else 503)
+
+    @router.get("/livez", response_model=Probe, summary="The process answers")
+    async def livez() -> Response:
+        return probe(True, "the process answers")
+
+    @router.get("/readyz", response_model=Probe, summary="This instance does its part")
+    async def readyz() -> Response:
+        return probe(*service.ready())
+
+    @router.get("/active", response_model=Probe, summary="200 only on the holder, while it may act")
+    async def active() -> Response:
+        if service.role is not Role.ACTIVE:
+            return probe(False, f"this instance is {service.role.value}")
+        if not service.may_act():
+            return probe(False, "the right of this instance to act has run out")
+        return probe(True, "this instance is the holder and may act")
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, summary="Prometheus")
+    async def metrics() -> Response:
+        return Response(service.metrics(), 200, NO_STORE, "text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}}, summary="Status page")
+    async def page() -> Response:
+        text = await render_status_page(service, clock.wall())
+        headers = {
+            **NO_STORE,
+            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
+        return Response(text, 200, headers, "text/html; charset=utf-8")
+
+    return router
+
+
+# ------------------------------------------------------------------------------------------------------------------- errors
+
+
+def _where(parts: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in parts if part != "body") or "body"
+
+
+async def _on_dr_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, DrError)
+    return error_response(error)
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    """Names each field and its rule, never what was sent."""
+    assert isinstance(error, RequestValidationError)
+    found = [f"{visible(_where(item['loc']), 200)}: {visible(item['msg'], 400)}" for item in error.errors()[:10]]
+    return error_response(BadRequest("; ".join(found), hint="see /openapi.json for what this request takes"))
+
+
+async def _on_http(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 413:
+        return error_response(TooLarge("the request body is too large", hint="send less in one request"))
+    words = {404: "there is nothing at this path", 405: "this path does not take this method"}
+    message = words.get(error.status_code, "the request cannot be read")
+    return error_response(BadRequest(message, hint="see /openapi.json"), error.status_code)
+
+
+async def _on_bug(_request: Request, _error_seen: Exception) -> Response:
+    """Nothing of the exception is shown; the server's log has it (the framework raises it again after this answer)."""
+    return error_response(
+        DrError("the controller met an error that it did not foresee", hint="look at the controller's log and report it")
+    )
+
+
+def create_app(service: ControllerService, *, clock: Clock) -> FastAPI:
+    """The application for one controller. ``clock`` tells the status page the time."""
+    app = FastAPI(
+        title="agent-dr controller",
+        version=__version__,
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"default": {"model": ErrorDocument, "description": "an error with a hint"}},
+    )
+    app.add_middleware(Door)
+    app.add_exception_handler(DrError, _on_dr_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_bug)
+    for router in (_agent_routes(service), _reading_routes(service), _plan_routes(service), _probe_routes(service, clock)):
+        app.include_router(router)
+    return app

@@ -1,0 +1,124 @@
+"""The door of the HTTP API: the form of its errors, bounds on bodies, and names in paths.
+
+Routing happens on the path as it was sent, before it is decoded, so that ``%2F`` in an agent's name stays inside its segment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
+
+from fastapi import Path, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from controller.errors import DrError, Refused
+from controller.runtime.api_documents import check_name
+from controller.stream.limits import DEFAULT_LIMITS
+
+MAX_JSON_BYTES = 1024 * 1024
+MAX_BEAT_BYTES = 32 * 1024 * 1024
+MAX_INGEST_BYTES = DEFAULT_LIMITS.segment_bytes
+
+JSON = "application/json"
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+class TooLarge(Refused):
+    """A request body over its limit."""
+
+    http_status = 413
+
+
+class BadRequest(DrError):
+    """A request that is not what the API document says."""
+
+    code = "usage"
+    exit_code = 2
+    http_status = 422
+
+
+def error_response(error: DrError, status: int | None = None) -> Response:
+    body = json.dumps({"error": error.to_dict()}).encode()
+    headers = {**NO_STORE, "Retry-After": "1"} if error.http_status == 503 else NO_STORE
+    return Response(body, status or error.http_status, headers, JSON)
+
+
+class Door:
+    """ASGI middleware: bounds the body, and routes by the still-encoded path, so that ``%2F`` stays inside its segment."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        raw = scope.get("raw_path")
+        if raw:
+            scope = {**scope, "path": raw.split(b"?", 1)[0].decode("latin-1")}
+        limit = self._limit(scope["path"])
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if not declared.isdigit() or int(declared) > limit:
+            await error_response(_too_large(limit))(scope, receive, send)
+            return
+        await self._app(scope, self._counting(receive, limit), send)
+
+    @staticmethod
+    def _limit(path: str) -> int:
+        if path == "/v1/records":
+            return MAX_INGEST_BYTES
+        return MAX_BEAT_BYTES if path.endswith("/beat") else MAX_JSON_BYTES
+
+    @staticmethod
+    def _counting(receive: Receive, limit: int) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
+        total = 0
+
+        async def counted() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > limit:
+                # The one exception that the framework hands on unchanged while it reads a body.
+                raise HTTPException(413)
+            return message
+
+        return counted
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"the request body is larger than {limit:,} bytes", hint="send less in one request")
+
+
+def named(value: str, what: str, limit: int) -> str:
+    try:
+        return check_name(value, what, limit)
+    except ValueError as error:
+        raise BadRequest(str(error), hint="names are short and contain only visible characters") from error
+
+
+def _decoded(value: str, what: str, limit: int = DEFAULT_LIMITS.agent_chars) -> str:
+    """The name in one path segment. Raises BadRequest."""
+    try:
+        text = unquote_to_bytes(value).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{what} in the path is not UTF-8", hint="percent-encode the name as UTF-8") from error
+    return named(text, what, limit)
+
+
+def agent_name(agent: Annotated[str, Path(description="percent-encoded, `/` as `%2F`; 1 to 200 characters")]) -> str:
+    return _decoded(agent, "agent")
+
+
+def host_name(host: Annotated[str, Path(description="percent-encoded")]) -> str:
+    return _decoded(host, "host")
+
+
+def plan_id(plan: Annotated[str, Path(description="percent-encoded")]) -> str:
+    return _decoded(plan, "plan")
+
+
+def record_id(record: Annotated[str, Path(description="percent-encoded; 1 to 300 characters")]) -> str:
+    return _decoded(record, "record id", DEFAULT_LIMITS.id_chars)

@@ -1,0 +1,583 @@
+"""One controller instance: which role it has, and the loops that keep it so.
+
+Every loop does one bounded thing per tick and says it in one sentence. An error that a port may raise is part of the tick (it
+is said and the next tick looks again); anything else is a bug and ends the process, because a lease that expires is safer than
+a controller that limps on.
+
+    duty      heartbeat while holding, otherwise look whether to acquire; steps down the moment the right is gone
+    follow    a standby reads, verifies and indexes its own region's store
+    report    the holder publishes lag and exposure, writes canaries, re-assigns agents of failed hosts
+    plans     runs approved plans of this region up to ``authorize``; sweeps expired ones; opens incidents
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+from controller import __version__
+from controller.domain.fleet import FleetPolicy
+from controller.domain.lease import Beat as BeatVerdict
+from controller.domain.model import (
+    Authority,
+    Beat,
+    BeatAnswer,
+    Frame,
+    Head,
+    Holder,
+    IngestAnswer,
+    Kind,
+    Member,
+    Position,
+    Record,
+    Role,
+    StreamReport,
+    Unknown,
+)
+from controller.domain.plan import Evidence
+from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord
+from controller.errors import DrError, NotActive, NotFound, Unavailable
+from controller.runtime.active import Active, Ports, Shell
+from controller.runtime.audit import Audit
+from controller.runtime.documents import Keys, Seen, read, read_all
+from controller.runtime.evidence import Coordination, LocalKnowledge, Outside, gather, look, read_heads, read_traffic
+from controller.runtime.fleet import FleetManager
+from controller.runtime.membership import Membership
+from controller.runtime.metrics import Metrics
+from controller.runtime.plans import PlanBook, PlanPolicy
+from controller.runtime.service import (
+    AgentSeen,
+    ApprovalRequest,
+    AuditEntry,
+    Incident,
+    PlanDocument,
+    PlanRequest,
+    Status,
+)
+from controller.runtime.status import Observation, compose
+from controller.runtime.takeover import Takeover, TakeoverPolicy, sweep_barrier
+from controller.runtime.tenure import Tenure, acquire, may_acquire
+from controller.runtime.watch import Watch, WatchPolicy
+from controller.settings import Settings, fingerprint
+from controller.stream.follower import Follower
+from controller.stream.reader import read_record
+from controller.stream.view import View
+
+FOLLOW_BUDGET = 64
+
+
+class Controller:
+    """Implements ``ControllerService``. ``run`` lives until it is cancelled; ``stop`` gives back what it may give back."""
+
+    def __init__(
+        self, settings: Settings, ports: Ports, view_path: Path | None = None, say: Callable[..., None] | None = None
+    ) -> None:
+        self._settings = settings
+        self._ports = ports
+        self._clock = ports.clock
+        self._say_event = say
+        self._streams = tuple(f"s{number:02d}" for number in range(settings.stream.streams))
+        self._keys = Keys(settings.etcd.prefix, settings.group)
+        self._audit = Audit(ports.coordinator, self._keys)
+        self._view = View(view_path)
+        self._store = ports.stores[settings.region]
+        self._outside = Outside(
+            ports.coordinator,
+            self._keys,
+            ports.stores,
+            ports.traffic,
+            ports.resolver,
+            ports.clock,
+            self._streams,
+            settings.aws.call_timeout_seconds,
+        )
+        self._followers = {
+            stream: Follower(self._store, self._view, stream, ports.clock, settings.group) for stream in self._streams
+        }
+        self._membership = Membership(
+            ports.coordinator, self._keys, settings.etcd.ttl_seconds, settings.region, settings.instance
+        )
+        promotion = settings.promotion
+        self._book = PlanBook(
+            ports.coordinator,
+            self._keys,
+            self._audit,
+            ports.clock,
+            ports.identity,
+            PlanPolicy(
+                approvals_required=promotion.approvals_required,
+                break_glass_approvals=promotion.break_glass_approvals,
+                plan_ttl_seconds=promotion.plan_ttl_seconds,
+                approval_ttl_seconds=promotion.approval_ttl_seconds,
+                tolerance_seconds=promotion.tolerance_seconds,
+                tolerance_records=promotion.tolerance_records,
+                active_weight=settings.traffic.active_weight,
+                ttl_seconds=settings.etcd.ttl_seconds,
+            ),
+            tuple(settings.regions),
+            settings.instance,
+            ports.new_id,
+        )
+        self._takeover = Takeover(
+            ports.coordinator,
+            self._keys,
+            ports.clock,
+            self._book,
+            self._gather,
+            TakeoverPolicy(settings.etcd.ttl_seconds, promotion.drain_timeout_seconds),
+            settings.instance,
+            self._streams,
+        )
+        self._watch = Watch(
+            self._outside,
+            self._audit,
+            ports.pager,
+            self._propose,
+            WatchPolicy(
+                promotion.notice_seconds,
+                promotion.auto_propose,
+                {region: found.priority for region, found in settings.regions.items()},
+            ),
+            settings.region,
+            settings.instance,
+        )
+        self._fleet = FleetManager(
+            self._view,
+            self._submit_own,
+            self._right_seconds,
+            ports.clock,
+            epoch=lambda: self._active.tenure.fence.epoch if self._active else 0,
+            active_address=self._active_address,
+            policy=FleetPolicy(
+                settings.fleet.beat_seconds, settings.fleet.misses_degraded, settings.fleet.misses_failed, settings.fleet.pool
+            ),
+        )
+        self._metrics = Metrics(settings.group, settings.region, settings.instance)
+        self._started_at = ports.clock.wall()
+        self._role = Role.STANDBY
+        self._reason = "starting"
+        self._seen: Coordination | None = None
+        self._seen_at = 0.0
+        self._heads: dict[str, dict[str, Head | Unknown]] = {}
+        self._holder_gone_at: dict[str, float] = {}
+        self._followed: dict[str, Position] = {}
+        self._followed_at = float("-inf")
+        self._warnings: dict[str, str] = {}
+        self._active: Active | None = None
+
+    # -------------------------------------------------------------------------------------------------------- life
+
+    async def run(self) -> None:
+        """Runs all loops until cancelled. Raises what is a bug or a misconfiguration."""
+        settings = self._settings
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._loop("duty", settings.etcd.tick_seconds, self._duty), name="duty")
+            group.create_task(self._loop("follow", settings.stream.follow_seconds, self._follow), name="follow")
+            group.create_task(self._loop("report", settings.rpo.report_seconds, self._report), name="report")
+            group.create_task(self._loop("plans", settings.etcd.tick_seconds, self._plans), name="plans")
+
+    async def stop(self) -> None:
+        """An orderly end: steps down, keeps the lease until every right that was granted has passed (or lets it expire)."""
+        if self._active is not None:
+            await self._active.retire()
+            await self._step_down("this instance is stopping")
+        try:
+            await self._membership.leave()
+        except Unavailable:
+            pass  # the member key expires by itself
+        self._view.close()
+
+    async def _loop(self, name: str, pause_seconds: float, act: Callable[[], Awaitable[str | None]]) -> None:
+        while True:
+            try:
+                sentence = await act()
+                self._warnings.pop(name, None)
+                if sentence:
+                    self._tell(name, sentence)
+            except DrError as error:
+                if self._warnings.get(name) != error.message:
+                    self._tell(name, error.message, error=error.code)
+                self._warnings[name] = error.message
+            await self._clock.sleep(pause_seconds)
+
+    def _tell(self, event: str, sentence: str, **more: object) -> None:
+        if self._say_event is not None:
+            epoch = self._active.tenure.fence.epoch if self._active else 0
+            self._say_event(event, reason=sentence, role=self._role.value, epoch=epoch, **more)
+
+    def _say(self, role: Role, reason: str) -> None:
+        if (role, reason) != (self._role, self._reason):
+            self._role, self._reason = role, reason
+            self._tell("role", reason)
+
+    # -------------------------------------------------------------------------------------------------------- duty
+
+    async def _duty(self) -> str | None:
+        if self._active is not None:
+            return await self._keep(self._active)
+        await self._observe()
+        return await self._consider()
+
+    async def _keep(self, active: Active) -> str | None:
+        """Heartbeat, then whatever its answer asks for. Stepping down needs nobody's answer."""
+        tenure = active.tenure
+        try:
+            verdict = await tenure.heartbeat()
+            if verdict.beat is BeatVerdict.LOST:
+                await self._step_down(verdict.reason)
+                return f"stepped down: {verdict.reason}"
+        except Unavailable as error:
+            tenure.reason = error.message
+        if active.over:
+            await self._step_down(active.over)
+            return f"stepped down: {active.over}"
+        if not tenure.may_act():
+            reason = f"the right to act ran out ({tenure.reason})"
+            await self._step_down(reason)
+            return f"stepped down: {reason}"
+        active.heed_barrier()
+        await self._observe()
+        return None
+
+    async def _consider(self) -> str | None:
+        """Whether to acquire. The floor is read from the stores only when nothing else is in the way."""
+        assert self._seen is not None
+        for stream in self._streams:
+            holder = next((found for found in self._seen.holders if found.stream == stream), None)
+            reason = may_acquire(self._seen.authority, holder, self._settings.region, 0)
+            if reason is not None:
+                self._say(Role.STANDBY, reason)
+                continue
+            heads = await read_heads(self._outside, stream)
+            floor = max((head.epoch for head in heads.values() if isinstance(head, Head)), default=0)
+            found = await acquire(
+                self._ports.coordinator,
+                self._keys,
+                self._clock,
+                stream=stream,
+                region=self._settings.region,
+                instance=self._settings.instance,
+                address=self._settings.api.address,
+                ttl_seconds=self._settings.etcd.ttl_seconds,
+                margin_seconds=self._settings.etcd.margin_seconds,
+                floor=floor,
+            )
+            if isinstance(found, str):
+                self._say(Role.STANDBY, found)
+                continue
+            self._begin(found)
+            return f"acquired {stream} in epoch {found.fence.epoch}"
+        return None
+
+    def _begin(self, tenure: Tenure) -> None:
+        self._say(Role.OPENING, f"epoch {tenure.fence.epoch} acquired")
+        self._active = Active(
+            Shell(
+                settings=self._settings,
+                ports=self._ports,
+                keys=self._keys,
+                book=self._book,
+                view=self._view,
+                followers=self._followers,
+                fleet=self._fleet,
+                watch=self._watch,
+                say=self._say,
+                tell=self._tell,
+            ),
+            tenure,
+        )
+        self._active.start()
+
+    async def _step_down(self, reason: str) -> None:
+        """Ends acting: nothing is acknowledged after this, agents are given no more time, and the lease goes back if it may."""
+        active, self._active = self._active, None
+        assert active is not None
+        self._fleet.deactivate()
+        self._say(Role.FENCED, reason)
+        await active.stop(reason)
+        self._say(Role.STANDBY, reason)
+
+    async def _observe(self) -> None:
+        """One look at etcd and at every store's head; says what this member sees."""
+        seen = await look(self._outside)
+        now = self._clock.wall()
+        self._seen, self._seen_at = seen, now
+        held = {holder.stream for holder in seen.holders}
+        for stream in self._streams:
+            if stream in held:
+                self._holder_gone_at.pop(stream, None)
+            else:
+                self._holder_gone_at.setdefault(stream, now)
+        await self._membership.announce(self._member(now))
+
+    def _member(self, now: float) -> Member:
+        settings = self._settings
+        return Member(
+            region=settings.region,
+            instance=settings.instance,
+            address=settings.api.address,
+            role=self._role,
+            started_at=self._started_at,
+            at=now,
+            version=__version__,
+            fingerprint=fingerprint(settings),
+            positions=self._positions(),
+            reason=self._reason,
+        )
+
+    def _positions(self) -> dict[str, Position]:
+        if self._active is not None:
+            return {stream: follower.position() for stream, follower in self._followers.items()}
+        return dict(self._followed)
+
+    # ------------------------------------------------------------------------------------------------------ follow
+
+    async def _follow(self) -> str | None:
+        if self._active is not None:
+            return None
+        for stream, follower in self._followers.items():
+            while self._active is None:
+                before = self._followed.get(stream)
+                position = await follower.step(FOLLOW_BUDGET)
+                self._followed[stream] = position
+                if before is None or position.seq - before.seq < FOLLOW_BUDGET:
+                    break
+        self._followed_at = self._clock.monotonic()
+        return None
+
+    # ------------------------------------------------------------------------------------------------------ report
+
+    async def _report(self) -> str | None:
+        await self._look_at_stores()
+        active = self._active
+        if active is None or not active.serving or self._seen is None:
+            return None
+        return await active.report(self._seen.members)
+
+    async def _look_at_stores(self) -> None:
+        """Heads of all stores, for people. An unknown keeps the time at which the head was last known."""
+        for stream in self._streams:
+            before = self._heads.get(stream, {})
+            found = await read_heads(self._outside, stream)
+            for region, head in found.items():
+                known = before.get(region)
+                if isinstance(head, Unknown) and isinstance(known, Unknown):
+                    found[region] = Unknown(known.since, head.why)
+            self._heads[stream] = found
+
+    # ------------------------------------------------------------------------------------------------------- plans
+
+    async def _plans(self) -> str | None:
+        swept = await sweep_barrier(self._ports.coordinator, self._keys, self._book, self._clock.wall())
+        if swept:
+            return swept
+        if self._active is None and self._seen is not None:
+            noticed = await self._watch.look(self._seen)
+            if noticed:
+                return noticed
+        for seen in await self._book.all():
+            record = seen.value
+            if record.ended or record.state in AFTER_AUTHORIZE:
+                continue
+            expired = record.plan.expires_at <= self._clock.wall()
+            wanted = record.plan.target == self._settings.region and bool(record.execute_requested_by)
+            if not wanted and not expired:
+                continue
+            if await self._membership.claim(self._keys.executor(record.plan.id)):
+                return await self._takeover.step(seen)
+        return None
+
+    async def _gather(self, record: PlanRecord) -> tuple[Evidence, Coordination]:
+        return await gather(self._outside, record.plan.kind, record.plan.target, await self._knowledge(), plan=record.plan.id)
+
+    async def _knowledge(self) -> LocalKnowledge:
+        reports = await read_all(self._ports.coordinator, self._keys.reports, StreamReport)
+        kept = {
+            tail.agent: tail.last_id
+            for report in reports
+            for tail in report.value.unreplicated
+            if self._view.has(tail.agent, tail.last_id) is not None
+        }
+        return LocalKnowledge(len(self.agents()), dict(self._holder_gone_at), kept)
+
+    async def _propose(self, request: PlanRequest) -> Seen[PlanRecord]:
+        kind = self._book.kind_of(request)
+        evidence, _ = await gather(self._outside, kind, request.to, await self._knowledge())
+        return await self._book.create(request, evidence)
+
+    # ------------------------------------------------------------------------------------------------------- agents
+
+    @property
+    def region(self) -> str:
+        return self._settings.region
+
+    @property
+    def instance(self) -> str:
+        return self._settings.instance
+
+    @property
+    def role(self) -> Role:
+        return self._role
+
+    def may_act(self) -> bool:
+        """Whether this instance serves now."""
+        return self._active is not None and self._active.serving and self._active.tenure.may_act()
+
+    def ready(self) -> tuple[bool, str]:
+        """A holder is ready while it may act, a standby while it follows."""
+        if self._active is not None:
+            return self.may_act(), self._reason
+        age = self._clock.monotonic() - self._followed_at
+        if age > max(5.0, 10 * self._settings.stream.follow_seconds):
+            return False, self._warnings.get("follow", "the copy of this region's store is not being followed")
+        return True, self._reason
+
+    def _right_seconds(self) -> float:
+        return self._active.tenure.remaining_seconds() if self.may_act() and self._active else 0.0
+
+    def _active_address(self) -> str | None:
+        """Where the holder listens, as of the last look."""
+        holders = self._seen.holders if self._seen else ()
+        return next((holder.address for holder in holders if holder.instance != self._settings.instance), None)
+
+    def _serving(self) -> Active:
+        active = self._active
+        if active is None or not active.serving or not active.tenure.may_act():
+            raise NotActive(
+                f"{self._settings.region}/{self._settings.instance} is {self._role.value}: {self._reason}",
+                hint="ask the active controller",
+                active=self._active_address(),
+            )
+        return active
+
+    async def _submit_own(self, frames: Sequence[Frame]) -> IngestAnswer:
+        active = self._serving()
+        acks = await active.submit(frames)
+        return IngestAnswer(active.tenure.fence.epoch, active.tenure.remaining_seconds(), tuple(acks))
+
+    async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
+        """See ``ControllerService``. A record under a stale attempt number fails alone."""
+        active = self._serving()
+        answer = await active.ingest(frames)
+        self._fleet.granted({frame.record.agent for frame in frames}, answer.right_seconds)
+        return answer
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return await self._fleet.beat(beat)
+
+    async def create_task(self, agent: str, spec: Mapping[str, object]) -> IngestAnswer:
+        self._serving()
+        return await self._fleet.create_task(agent, spec)
+
+    def agents(self) -> tuple[AgentSeen, ...]:
+        """Every agent in this region's view, without the controller's own."""
+        return tuple(
+            AgentSeen(
+                found.agent,
+                found.records,
+                found.latest_id,
+                found.latest_seq,
+                found.received_at,
+                found.attempt,
+                self._fleet.host_of(found.agent)[0],
+            )
+            for found in self._view.agents()
+            if found.latest_kind not in (Kind.CANARY, Kind.OPENING)
+        )
+
+    async def latest(self, agent: str, kind: str) -> tuple[Record, bytes]:
+        record = self._view.latest_record(agent, kind)
+        if record is None:
+            raise NotFound(f"agent {agent!r} has no record of kind {kind!r}", hint="`drctl agents` lists them")
+        return await read_record(self._view, self._store, agent, record.id)
+
+    async def read(self, agent: str, record_id: str) -> tuple[Record, bytes]:
+        return await read_record(self._view, self._store, agent, record_id)
+
+    def records(self, agent: str, limit: int, before: str | None) -> tuple[Record, ...]:
+        return self._view.records(agent, limit, before)
+
+    # ---------------------------------------------------------------------------------------------------- operators
+
+    async def status(self) -> Status:
+        try:
+            seen: Coordination | None = await look(self._outside)
+            plans = tuple(found.value for found in await self._book.all() if not found.value.ended)
+            incidents = await self._watch.incidents(include_closed=False)
+            gone: Unknown | None = None
+        except Unavailable as error:
+            seen, plans, incidents, gone = self._seen, (), (), Unknown(self._seen_at, error.message)
+        traffic = await read_traffic(self._outside)
+        authority: Authority | Unknown = gone or (seen.authority.value if seen else Unknown(0.0, "never seen"))
+        holders: tuple[Holder, ...] | Unknown = gone or (seen.holders if seen else Unknown(0.0, "never seen"))
+        return compose(
+            Observation(
+                group=self._settings.group,
+                region=self.region,
+                instance=self.instance,
+                role=self._role,
+                now=self._clock.wall(),
+                authority=authority,
+                holders=holders,
+                members=seen.members if seen else (),
+                reports=seen.reports if seen else {},
+                heads=self._heads,
+                traffic=traffic,
+                plans=plans,
+                incidents=incidents,
+                agents=len(self.agents()),
+                right_seconds=self._right_seconds(),
+                rpo_seconds=self._settings.rpo.seconds,
+                rpo_policy=self._settings.rpo.policy,
+                fresh_seconds=3 * self._settings.rpo.report_seconds + 1,
+                positions=self._positions(),
+                warnings=tuple(f"{name}: {text}" for name, text in sorted(self._warnings.items())),
+                regions=tuple(self._settings.regions),
+            )
+        )
+
+    async def members(self) -> tuple[Member, ...]:
+        return (await look(self._outside)).members
+
+    async def incidents(self, include_closed: bool = False) -> tuple[Incident, ...]:
+        return await self._watch.incidents(include_closed)
+
+    async def create_plan(self, request: PlanRequest) -> PlanDocument:
+        return await self._book.document((await self._propose(request)).value.plan.id)
+
+    async def plans(self) -> tuple[PlanRecord, ...]:
+        return tuple(found.value for found in await self._book.all())
+
+    async def plan(self, plan_id: str) -> PlanDocument:
+        return await self._book.document(plan_id)
+
+    async def approve(self, plan_id: str, approval: ApprovalRequest) -> PlanDocument:
+        await self._book.approve(plan_id, approval)
+        return await self._book.document(plan_id)
+
+    async def execute(self, plan_id: str, requester: str, confirm: str) -> PlanDocument:
+        await self._book.request_execution(plan_id, requester, confirm)
+        return await self._book.document(plan_id)
+
+    async def abort(self, plan_id: str, requester: str, reason: str) -> PlanDocument:
+        await self._book.abort(plan_id, requester, reason)
+        return await self._book.document(plan_id)
+
+    async def audit(self, after: int, limit: int) -> tuple[AuditEntry, ...]:
+        entries = []
+        for n in range(after + 1, after + 1 + limit):
+            found = await read(self._ports.coordinator, self._keys.audit(n), AuditEntry)
+            if found is None:
+                break
+            entries.append(found.value)
+        return tuple(entries)
+
+    def metrics(self) -> bytes:
+        positions = {stream: position.seq for stream, position in self._positions().items()}
+        epoch = self._active.tenure.fence.epoch if self._active else 0
+        report = self._active.last_report if self._active else None
+        return self._metrics.render(self._role, self._right_seconds(), epoch, len(self.agents()), positions, report)
+
+
+__all__ = ["Controller", "Ports"]

@@ -1,0 +1,236 @@
+"""`drctl serve`: settings in, a running controller out. The only place where adapters are chosen.
+
+Ends with exit code 0 after SIGTERM or SIGINT (an orderly end gives the lease back once no agent has a right left), and with the
+error's own exit code when it cannot start. A bug in a loop ends the process with code 1: the lease expires and the other
+instance of the region takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+import uvloop
+
+from controller.adapters.clock import SystemClock
+from controller.adapters.dns import DnsResolver
+from controller.adapters.etcd import EtcdCoordinator, is_trustworthy, parse_version
+from controller.adapters.identity import SshIdentity
+from controller.adapters.notify import LogPager, MultiPager, WebhookPager
+from controller.adapters.region_store import AwsRegionStore
+from controller.adapters.route53 import Route53Traffic
+from controller.domain.approval import NAMESPACE
+from controller.errors import DrError, Misconfigured, Unavailable
+from controller.ports import Clock, Coordinator, CoordinatorStatus, Pager
+from controller.runtime.api import create_app
+from controller.runtime.controller import Controller, Ports
+from controller.settings import Settings
+
+START_SECONDS = 60.0
+"""How long a controller waits for etcd to answer at its start before it gives up (its supervisor starts it again)."""
+START_RETRY_SECONDS = 0.5
+API_STOP_SECONDS = 2
+
+
+def serve(settings: Settings) -> int:
+    """Runs until it is told to stop. Returns the exit code."""
+    configure_logging()
+    log = structlog.get_logger("controller").bind(region=settings.region, instance=settings.instance)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, log))
+    except DrError as error:
+        log.error("cannot run", reason=error.message, hint=error.hint, code=error.code)
+        return error.exit_code
+    return 0
+
+
+def configure_logging() -> None:
+    """One JSON object per line on standard error. Values are escaped by JSON, so names cannot forge lines."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+
+
+async def check_coordinator(coordinator: Coordinator, clock: Clock, *, production: bool) -> str:
+    """Waits for etcd, then looks at its versions. Returns a warning, "" when all is well.
+
+    Raises Misconfigured in production for a version whose leases or data cannot be trusted, Unavailable when nobody answers.
+    """
+    deadline = clock.monotonic() + START_SECONDS
+    while (status := await _status(coordinator, last=clock.monotonic() > deadline)) is None:
+        await clock.sleep(START_RETRY_SECONDS)
+    old = {endpoint: version for endpoint, version in status.versions.items() if not is_trustworthy(version)}
+    if not old:
+        return ""
+    listed = ", ".join(f"{endpoint} runs {version}" for endpoint, version in sorted(old.items()))
+    newest = max(old.values(), key=parse_version)
+    if production:
+        raise Misconfigured(
+            f"etcd is too old: {listed}", hint="upgrade every member to 3.5.16 or newer: older ones revoke leases wrongly"
+        )
+    return f"etcd {newest} is good for a lab only: {listed}; production needs 3.5.16 or newer"
+
+
+async def _status(coordinator: Coordinator, *, last: bool) -> CoordinatorStatus | None:
+    try:
+        return await coordinator.status()
+    except Unavailable:
+        if last:
+            raise
+        return None
+
+
+async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger) -> None:
+    clock = SystemClock()
+    async with contextlib.AsyncExitStack() as stack:
+        ports = await _ports(settings, clock, stack)
+        warning = await check_coordinator(ports.coordinator, clock, production=settings.environment == "production")
+        if warning:
+            log.warning("etcd", reason=warning)
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+
+        def say(event: str, **more: object) -> None:
+            log.info(event, **more)
+
+        view = settings.state_dir / f"view-{settings.region}-{settings.instance}.sqlite"
+        controller = Controller(settings, ports, view, say)
+        app = create_app(controller, clock=clock)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                host=settings.api.host,
+                port=settings.api.port,
+                log_level="warning",
+                access_log=False,
+                loop="none",
+                http="httptools",
+                lifespan="off",
+                timeout_graceful_shutdown=API_STOP_SECONDS,
+            )
+        )
+        await _until_told(controller, server, log)
+
+
+async def _until_told(controller: Controller, server: uvicorn.Server, log: structlog.typing.FilteringBoundLogger) -> None:
+    """Runs the controller beside its API until a signal comes or one of them ends by itself (a bug, or a port in use)."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    api = asyncio.create_task(server.serve(), name="api")
+    work = asyncio.create_task(controller.run(), name="controller")
+    waiting = asyncio.create_task(told.wait(), name="told")
+    log.info("serving", reason=f"listening on {server.config.host}:{server.config.port}")
+    done, _ = await asyncio.wait({api, work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if work in done:
+        work.result()  # a bug: say it and die at once; the lease expires
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    await controller.stop()
+    server.should_exit = True
+    await asyncio.gather(api, return_exceptions=True)
+    waiting.cancel()
+    if api in done:
+        api.result()
+        raise Misconfigured(
+            f"the API could not listen on {server.config.host}:{server.config.port}",
+            hint="is another controller running there? set api.host and api.port",
+        )
+    log.info("stopped", reason="told to stop")
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: the controller must step down before its API goes."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _ports(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> Ports:
+    etcd, aws = settings.etcd, settings.aws
+    coordinator = EtcdCoordinator(
+        etcd.endpoints,
+        call_timeout_seconds=etcd.call_timeout_seconds,
+        ca_file=_text(etcd.ca_file),
+        cert_file=_text(etcd.cert_file),
+        key_file=_text(etcd.key_file),
+        username=etcd.username,
+        password=etcd.password.get_secret_value() if etcd.password else None,
+    )
+    stack.push_async_callback(coordinator.close)
+    stores: dict[str, AwsRegionStore] = {}
+    for region, place in settings.regions.items():
+        store = AwsRegionStore(
+            region,
+            group=settings.group,
+            bucket=place.bucket,
+            table=place.table,
+            prefix=settings.stream.prefix,
+            aws_region=place.aws_region,
+            s3_endpoint=place.s3_endpoint,
+            dynamodb_endpoint=place.dynamodb_endpoint,
+            call_timeout_seconds=aws.call_timeout_seconds,
+            connect_timeout_seconds=aws.connect_timeout_seconds,
+            max_pool_connections=aws.max_pool_connections,
+        )
+        await store.start()
+        stack.push_async_callback(store.close)
+        stores[region] = store
+    traffic = settings.traffic
+    return Ports(
+        coordinator=coordinator,
+        stores=stores,
+        traffic=Route53Traffic(
+            traffic.zone_id,
+            traffic.name,
+            regions=tuple(settings.regions),
+            ttl_seconds=traffic.ttl_seconds,
+            endpoint=traffic.endpoint,
+            aws_region=traffic.aws_region,
+            call_timeout_seconds=aws.call_timeout_seconds,
+        ),
+        resolver=DnsResolver(settings.dns.servers, settings.dns.timeout_seconds),
+        identity=SshIdentity(settings.approvals.allowed_signers, NAMESPACE, clock.wall),
+        pager=_pager(settings),
+        clock=clock,
+        new_id=_new_plan_id,
+    )
+
+
+def _pager(settings: Settings) -> Pager:
+    pagers: list[Pager] = [LogPager()]
+    if settings.notify.webhook_url is not None:
+        pagers.append(WebhookPager(settings.notify.webhook_url, settings.notify.timeout_seconds))
+    return MultiPager(pagers)
+
+
+def _new_plan_id() -> str:
+    """Sorts by day and is short enough to be read out on a call."""
+    return f"{time.strftime('%m%d-%H%M', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)
+
+
+__all__ = ["check_coordinator", "configure_logging", "serve"]

@@ -1,0 +1,253 @@
+"""Looks at everything that a plan depends on, and says it as one frozen ``Evidence``. Reads only.
+
+The same code makes the evidence of a new plan and the evidence that an approved plan is compared with before it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.domain import lag, replication
+from controller.domain.model import Authority, Forks, Head, Holder, Member, StreamReport, Unknown
+from controller.domain.plan import NO_LOSS, Check, Evidence, HeadSeen, Loss, PlanKind, StoreUnknown
+from controller.errors import DrError, Misconfigured, Refused, Unavailable
+from controller.ports import Clock, Coordinator, RegionStore, Resolver, Traffic, TrafficState
+from controller.runtime.documents import Keys, Seen, read, read_all
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Everything that the shell reads from: the ports of one controller, and where its keys are."""
+
+    coordinator: Coordinator
+    keys: Keys
+    stores: Mapping[str, RegionStore]
+    traffic: Traffic
+    resolver: Resolver
+    clock: Clock
+    streams: tuple[str, ...]
+    store_timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Coordination:
+    """What etcd said, in one look."""
+
+    authority: Seen[Authority]
+    holders: tuple[Holder, ...]
+    members: tuple[Member, ...]
+    reports: Mapping[str, StreamReport]
+
+
+async def look(outside: Outside) -> Coordination:
+    """Raises Unavailable, and Misconfigured when the group was never founded."""
+    keys, coordinator = outside.keys, outside.coordinator
+    authority = await read(coordinator, keys.authority, Authority)
+    if authority is None:
+        raise Misconfigured(f"group {keys.group} has no authority in etcd", hint="found it once with `drctl bootstrap`")
+    holders = await read_all(coordinator, keys.holders, Holder)
+    members = await read_all(coordinator, keys.members, Member)
+    reports = await read_all(coordinator, keys.reports, StreamReport)
+    return Coordination(
+        authority,
+        tuple(seen.value for seen in holders),
+        tuple(seen.value for seen in members),
+        {seen.value.stream: seen.value for seen in reports},
+    )
+
+
+async def read_heads(outside: Outside, stream: str) -> dict[str, Head | Unknown]:
+    """Every region store's head, or since when (now) it is unknown."""
+
+    async def one(region: str, store: RegionStore) -> tuple[str, Head | Unknown]:
+        try:
+            async with asyncio.timeout(outside.store_timeout_seconds):
+                return region, await store.read_head(stream)
+        except TimeoutError:
+            return region, Unknown(outside.clock.wall(), f"no answer in {outside.store_timeout_seconds:g} s")
+        except DrError as error:
+            return region, Unknown(outside.clock.wall(), error.message)
+
+    return dict(await asyncio.gather(*(one(region, store) for region, store in outside.stores.items())))
+
+
+async def read_traffic(outside: Outside) -> TrafficState | Unknown:
+    """What the zone says, or why that is unknown."""
+    try:
+        async with asyncio.timeout(outside.store_timeout_seconds):
+            return await outside.traffic.read()
+    except TimeoutError:
+        return Unknown(outside.clock.wall(), f"no answer in {outside.store_timeout_seconds:g} s")
+    except DrError as error:
+        return Unknown(outside.clock.wall(), error.message)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalKnowledge:
+    """What this controller knows by itself: its view's agents, and when it first saw that a holder had vanished."""
+
+    agents: int
+    holder_gone_at: Mapping[str, float]
+    has_record: Mapping[str, str]
+    """agent → newest record id in this region's view, to tell which reported tails arrived after all."""
+
+
+async def gather(
+    outside: Outside, kind: PlanKind, target: str, local: LocalKnowledge, *, plan: str = ""
+) -> tuple[Evidence, Coordination]:
+    """Evidence for moving to ``target``. ``plan``: id of the plan that it is for, whose own barrier is no obstacle.
+
+    Raises Unavailable when etcd does not answer: without it nothing can be decided.
+    """
+    seen, traffic, forks, all_heads = await asyncio.gather(
+        look(outside),
+        read_traffic(outside),
+        read_all(outside.coordinator, outside.keys.forks(""), Forks),
+        asyncio.gather(*(read_heads(outside, stream) for stream in outside.streams)),
+    )
+    heads = dict(zip(outside.streams, all_heads, strict=True))
+    recorded = {found.item.key.rsplit("/", 1)[1]: found.value for found in forks}
+    now = outside.clock.wall()
+    losses = [
+        _loss(kind, heads[stream], recorded.get(stream, Forks()), seen.reports.get(stream), local, stream, target, now)
+        for stream in outside.streams
+    ]
+    loss = lag.combine(losses)
+    authority = seen.authority.value
+    evidence = Evidence(
+        at=now,
+        authority_region=authority.region,
+        authority_epoch=authority.epoch,
+        authority_revision=seen.authority.revision,
+        holders=seen.holders,
+        heads=tuple(
+            HeadSeen(region, stream, head.seq, head.epoch, head.last_epoch, head.chain, head.received_at)
+            for stream, by_region in heads.items()
+            for region, head in sorted(by_region.items())
+            if isinstance(head, Head)
+        ),
+        unreachable=tuple(
+            StoreUnknown(region, stream, head.since, head.why)
+            for stream, by_region in heads.items()
+            for region, head in sorted(by_region.items())
+            if isinstance(head, Unknown)
+        ),
+        forks={stream: found.starts for stream, found in recorded.items()},
+        lag=tuple(region for report in seen.reports.values() for region in report.regions),
+        loss=loss,
+        agents=local.agents,
+        weights=dict(traffic.weights) if isinstance(traffic, TrafficState) else {},
+        traffic_epoch=traffic.epoch if isinstance(traffic, TrafficState) else traffic,
+        checks=tuple(_checks(seen, heads, traffic, kind, target, plan)),
+        right_ended_by=0.0 if seen.holders else max((local.holder_gone_at.get(s, now) for s in outside.streams), default=now),
+    )
+    return evidence, seen
+
+
+def _loss(
+    kind: PlanKind,
+    heads: Mapping[str, Head | Unknown],
+    forks: Forks,
+    report: StreamReport | None,
+    local: LocalKnowledge,
+    stream: str,
+    target: str,
+    now: float,
+) -> Loss:
+    if kind.planned:
+        return NO_LOSS
+    known = {region: head for region, head in heads.items() if isinstance(head, Head)}
+    unread = replication.unfenced_sole_ackers(forks.sole_ackers, known)
+    if not known:
+        return Loss(False, 0, True, now, "no region store answers")
+    choice = replication.choose(known, forks.starts, home=target, epoch=0)
+    kept = {tail.agent for tail in (report.unreplicated if report else ()) if local.has_record.get(tail.agent) == tail.last_id}
+    return lag.estimate(
+        lag.LossBasis(
+            report=report,
+            recovered=known[choice.source],
+            unread_sole_ackers=unread,
+            right_ended_by=local.holder_gone_at.get(stream, now),
+            kept=kept,
+        )
+    )
+
+
+def _checks(
+    seen: Coordination,
+    heads: Mapping[str, Mapping[str, Head | Unknown]],
+    traffic: TrafficState | Unknown,
+    kind: PlanKind,
+    target: str,
+    plan: str,
+) -> Sequence[Check]:
+    authority = seen.authority.value
+    answering = {
+        region for region in authority.stores if all(isinstance(by_region.get(region), Head) for by_region in heads.values())
+    }
+    lacks = replication.quorum_lacks(authority.stores, answering)
+    alive = [member for member in seen.members if member.region == target]
+    prints = {member.fingerprint for member in seen.members}
+    barrier = authority.barrier
+    epochs = [head.epoch for by_region in heads.values() for head in by_region.values() if isinstance(head, Head)]
+    floor = max(epochs, default=0)
+    source_alive = bool(seen.holders)
+    draining = barrier is not None and barrier.plan == plan
+    checks = [
+        Check("target-is-a-store", target in authority.stores, f"{target}; stores are {', '.join(authority.stores)}"),
+        Check("target-is-not-active", target != authority.region or bool(plan), f"the authority is with {authority.region}"),
+        Check("target-controllers", bool(alive), f"{len(alive)} live controllers in {target}"),
+        Check(
+            "target-store",
+            target in answering,
+            f"the store of {target} {'answers' if target in answering else 'does not answer'}",
+        ),
+        Check("fence-quorum", lacks is None, lacks or f"{len(answering)} of {len(authority.stores)} stores answer"),
+        Check("epoch-floor", floor <= authority.epoch, f"greatest epoch in a store {floor}, in etcd {authority.epoch}"),
+        Check(
+            "settings-equal", len(prints) <= 1, f"{len(prints)} different settings among {len(seen.members)} live controllers"
+        ),
+        Check(
+            "no-other-plan",
+            barrier is None or barrier.plan == plan,
+            "no barrier stands" if barrier is None else f"plan {barrier.plan} stands before it",
+        ),
+        Check(
+            "traffic-readable",
+            True,
+            f"zone epoch {traffic.epoch}"
+            if isinstance(traffic, TrafficState)
+            else f"unknown: {traffic.why}; step route will wait",
+        ),
+    ]
+    if kind.planned:
+        drain = "the old holder must drain" if source_alive else "no holder: plan a failover"
+        checks.append(Check("holder-alive", source_alive or draining, "draining for this plan" if draining else drain))
+        every = len(answering) == len(authority.stores)
+        checks.append(Check("all-stores", every, f"{len(answering)} of {len(authority.stores)} stores answer"))
+    else:
+        detail = "the old holder is alive: a switchover would lose nothing" if source_alive else "no holder"
+        checks.append(Check("holder", True, detail))
+    return checks
+
+
+def require(evidence: Evidence) -> None:
+    """Raises Refused naming every failing check."""
+    if evidence.failing:
+        listed = "; ".join(f"{check.name}: {check.detail}" for check in evidence.failing)
+        raise Refused(f"{len(evidence.failing)} checks fail: {listed}", hint="mend these first; `drctl status` shows them")
+
+
+__all__ = [
+    "Coordination",
+    "LocalKnowledge",
+    "Outside",
+    "Unavailable",
+    "gather",
+    "look",
+    "read_heads",
+    "read_traffic",
+    "require",
+]

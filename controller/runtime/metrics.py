@@ -1,0 +1,57 @@
+"""Prometheus metrics of one controller. What is unknown is absent: a frozen number would be a lie."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from controller.domain.model import Role, StreamReport, Unknown
+
+
+class Metrics:
+    """Gauges that are filled at every scrape from what the controller knows now."""
+
+    def __init__(self, group: str, region: str, instance: str) -> None:
+        self._registry = CollectorRegistry()
+        self._labels = (group, region, instance)
+        base = ("group", "region", "instance")
+        self._role = Gauge("dr_role", "1 for the role of this controller", (*base, "role"), registry=self._registry)
+        self._right = Gauge("dr_right_seconds", "Seconds left of the right to act", base, registry=self._registry)
+        self._epoch = Gauge("dr_epoch", "Epoch that this controller holds, 0 when it holds none", base, registry=self._registry)
+        self._agents = Gauge("dr_agents", "Agents in this region's view", base, registry=self._registry)
+        self._followed = Gauge(
+            "dr_follower_seq", "Last segment verified and indexed", (*base, "stream"), registry=self._registry
+        )
+        lag = (*base, "stream", "to")
+        self._lag_seconds = Gauge(
+            "dr_lag_seconds", "Age of the oldest acknowledged record that `to` lacks", lag, registry=self._registry
+        )
+        self._lag_records = Gauge("dr_lag_records", "Acknowledged records that `to` lacks", lag, registry=self._registry)
+        self._exposure = Gauge(
+            "dr_exposure_seconds",
+            "What would be lost if any one region vanished now",
+            (*base, "stream"),
+            registry=self._registry,
+        )
+
+    def render(
+        self, role: Role, right_seconds: float, epoch: int, agents: int, positions: dict[str, int], report: StreamReport | None
+    ) -> bytes:
+        """The text exposition. ``report``: this instance's own newest report, None when it holds nothing."""
+        for known in Role:
+            self._role.labels(*self._labels, known.value).set(1 if known is role else 0)
+        self._right.labels(*self._labels).set(right_seconds)
+        self._epoch.labels(*self._labels).set(epoch)
+        self._agents.labels(*self._labels).set(agents)
+        for stream, seq in positions.items():
+            self._followed.labels(*self._labels, stream).set(seq)
+        for gauge in (self._lag_seconds, self._lag_records, self._exposure):
+            gauge.clear()
+        if report is not None:
+            if not isinstance(report.exposure_seconds, Unknown):
+                self._exposure.labels(*self._labels, report.stream).set(report.exposure_seconds)
+            for region in report.regions:
+                if not isinstance(region.seconds, Unknown):
+                    self._lag_seconds.labels(*self._labels, report.stream, region.region).set(region.seconds)
+                if not isinstance(region.records, Unknown):
+                    self._lag_records.labels(*self._labels, report.stream, region.region).set(region.records)
+        return generate_latest(self._registry)

@@ -1,0 +1,153 @@
+"""One answer for the on-call engineer, composed from what a controller has seen. Pure: everything comes in as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.domain import lag
+from controller.domain.model import Authority, Head, Holder, Member, Position, RegionLag, Role, StreamReport, Unknown
+from controller.domain.promotion import PlanRecord, State
+from controller.ports import TrafficState
+from controller.runtime.service import Incident, RegionStatus, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """Everything that a status is made of."""
+
+    group: str
+    region: str
+    instance: str
+    role: Role
+    now: float
+    authority: Authority | Unknown
+    holders: tuple[Holder, ...] | Unknown
+    members: tuple[Member, ...]
+    reports: Mapping[str, StreamReport]
+    heads: Mapping[str, Mapping[str, Head | Unknown]]
+    """stream → region → head."""
+    traffic: TrafficState | Unknown
+    plans: tuple[PlanRecord, ...]
+    incidents: tuple[Incident, ...]
+    agents: int
+    right_seconds: float
+    rpo_seconds: float
+    rpo_policy: str
+    fresh_seconds: float
+    positions: Mapping[str, Position]
+    warnings: tuple[str, ...]
+    regions: Sequence[str]
+
+
+def compose(seen: Observation) -> Status:
+    """The status document."""
+    fresh = [lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds) for report in seen.reports.values()]
+    seconds: float | Unknown = 0.0 if fresh else Unknown(0.0, "no holder has reported yet")
+    records: int | Unknown = 0 if fresh else Unknown(0.0, "no holder has reported yet")
+    for report in fresh:
+        seconds = lag.worst(seconds, report if isinstance(report, Unknown) else report.exposure_seconds)
+        part = report if isinstance(report, Unknown) else report.exposure_records
+        records = part if isinstance(part, Unknown) else records if isinstance(records, Unknown) else records + part
+    sentence, command = _sentence(seen, seconds)
+    return Status(
+        group=seen.group,
+        sentence=sentence,
+        next=command,
+        region=seen.region,
+        instance=seen.instance,
+        role=seen.role,
+        at=seen.now,
+        authority=seen.authority,
+        holders=seen.holders,
+        regions=tuple(_region(seen, region) for region in seen.regions),
+        reports=tuple(seen.reports.values()),
+        rpo_seconds=seen.rpo_seconds,
+        rpo_policy=seen.rpo_policy,
+        exposure_seconds=seconds,
+        exposure_records=records,
+        traffic_epoch=seen.traffic.epoch if isinstance(seen.traffic, TrafficState) else seen.traffic,
+        agents=seen.agents,
+        right_seconds=seen.right_seconds,
+        plans=seen.plans,
+        incidents=seen.incidents,
+        positions=seen.positions,
+        warnings=seen.warnings,
+    )
+
+
+def _region(seen: Observation, region: str) -> RegionStatus:
+    heads = {stream: by_region[region] for stream, by_region in seen.heads.items() if region in by_region}
+    active = isinstance(seen.authority, Authority) and seen.authority.region == region and _holds(seen, region)
+    return RegionStatus(
+        region=region,
+        active=active,
+        weight=seen.traffic.weights.get(region, 0) if isinstance(seen.traffic, TrafficState) else seen.traffic,
+        heads=heads,
+        lag=None if active else _lag(seen, region),
+        members=sum(1 for member in seen.members if member.region == region),
+        protected=_protected(seen, region, active),
+        salvage=tuple(salvage for head in heads.values() if isinstance(head, Head) for salvage in head.salvage),
+    )
+
+
+def _holds(seen: Observation, region: str) -> bool:
+    return not isinstance(seen.holders, Unknown) and any(holder.region == region for holder in seen.holders)
+
+
+def _lag(seen: Observation, region: str) -> RegionLag | None:
+    """The worst stream's lag. A report that is too old says nothing but since when nothing is known."""
+    worst: RegionLag | None = None
+    for report in seen.reports.values():
+        aged = lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds)
+        if isinstance(aged, Unknown):
+            return RegionLag(region, aged, aged, aged, aged, aged, aged)
+        for candidate in aged.regions:
+            if candidate.region == region and (
+                worst is None or lag.worst(worst.seconds, candidate.seconds) is candidate.seconds
+            ):
+                worst = candidate
+    return worst
+
+
+def _protected(seen: Observation, region: str, active: bool) -> bool | Unknown:
+    if active:
+        return True
+    for report in seen.reports.values():
+        aged = lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds)
+        if isinstance(aged, Unknown):
+            return aged
+        if region not in aged.protected:
+            return False
+    return True if seen.reports else Unknown(0.0, "no holder has reported yet")
+
+
+def _sentence(seen: Observation, exposure: float | Unknown) -> tuple[str, str]:
+    """What is going on, and what to type next."""
+    if isinstance(seen.authority, Unknown):
+        return f"etcd does not answer {seen.region}: {seen.authority.why}", "wait, or ask a controller of another region"
+    moving = [record for record in seen.plans if record.state not in (State.AWAITING_APPROVAL,)]
+    if moving:
+        record = moving[-1]
+        return (
+            f"plan {record.plan.id} moves the fleet to {record.plan.target}: {record.state.value} ({record.reason})",
+            f"drctl plan show {record.plan.id}",
+        )
+    if isinstance(seen.holders, Unknown) or not seen.holders:
+        waiting = [record for record in seen.plans if record.state is State.AWAITING_APPROVAL]
+        if waiting:
+            plan = waiting[-1].plan
+            return (
+                f"{seen.authority.region} is silent; plan {plan.id} to {plan.target} waits for approval",
+                f"drctl plan show {plan.id}",
+            )
+        return f"{seen.authority.region} has the authority and nobody holds it", "drctl plan failover --to REGION"
+    holder = seen.holders[0]
+    text = f"{holder.region} is active in epoch {holder.epoch} ({holder.instance})"
+    if isinstance(exposure, Unknown):
+        return f"{text}; exposure is unknown: {exposure.why}", "drctl lag --watch"
+    if exposure > seen.rpo_seconds:
+        return f"{text}; exposure {exposure:.1f} s is over the RPO of {seen.rpo_seconds:g} s", "drctl lag --watch"
+    if seen.incidents:
+        return f"{text}; {len(seen.incidents)} open incidents", "drctl incidents"
+    return f"{text}; exposure {exposure:.1f} s within the RPO of {seen.rpo_seconds:g} s", "nothing to do"

@@ -1,0 +1,168 @@
+"""One stream's lease in this instance's hands: acquire it with a new epoch, prove it again and again, give it back.
+
+A ``Tenure`` is a guard, not a question: its ``guard`` goes into every etcd transaction that the holder makes, its
+``fence`` into every call on a store or on traffic, and ``may_act`` is asked again after every commit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from controller.domain import lease
+from controller.domain.lease import Beat, GuardedRead, Heartbeat, Right, Verdict
+from controller.domain.model import Authority, Barrier, Fence, Holder
+from controller.errors import OutcomeUnknown, Refused, Unavailable
+from controller.ports import Clock, Compare, Coordinator, Get, Lease, Put
+from controller.runtime.documents import Keys, Seen, decode, encode, read
+
+
+class Tenure:
+    """What an instance holds between acquiring a stream and losing it."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        keys: Keys,
+        clock: Clock,
+        fence: Fence,
+        held: Lease,
+        create_revision: int,
+        right: Right,
+        margin: float,
+    ) -> None:
+        self._coordinator = coordinator
+        self._keys = keys
+        self._clock = clock
+        self.fence = fence
+        self._lease = held
+        self._create_revision = create_revision
+        self.right = right
+        self._margin = margin
+        self.barrier: Barrier | None = None
+        self.drained = False
+        """Set by the holder when a planned move has drained its stream: heartbeats stop extending the right."""
+        self.reason = "acquired"
+
+    @property
+    def guard(self) -> Compare:
+        """True in a transaction exactly while the holder key is still the one that this tenure created."""
+        return Compare.created(self._keys.holder(self.fence.stream), self._create_revision)
+
+    def may_act(self) -> bool:
+        """Whether the right still holds, by our own monotonic clock. No I/O."""
+        return self.right.allows(self._clock.monotonic())
+
+    def remaining_seconds(self) -> float:
+        """Seconds left of the right, never negative."""
+        return self.right.remaining_seconds(self._clock.monotonic())
+
+    def lose(self, reason: str) -> None:
+        """Ends the right at once: proof was seen that somebody newer exists."""
+        if not self.right.lost:
+            self.right = replace(self.right, lost=reason)
+
+    async def heartbeat(self) -> Verdict:
+        """One complete heartbeat; see ``domain.lease``. Raises Unavailable when it could not be completed, which proves nothing."""
+        before = await self._guarded_read()
+        sent_at = self._clock.monotonic()
+        ttl_seconds = await self._coordinator.keep_alive(self._lease.id)
+        after = await self._guarded_read()
+        self.barrier = after.barrier
+        verdict = lease.judge(
+            Heartbeat(before, sent_at, ttl_seconds, after),
+            granted_ttl_seconds=self._lease.ttl_seconds,
+            margin_seconds=self._margin,
+            drained=self.drained,
+        )
+        self.right = self.right.after(verdict)
+        self.reason = verdict.reason
+        return verdict
+
+    async def _guarded_read(self) -> GuardedRead:
+        reads = [Get(self._keys.holder(self.fence.stream)), Get(self._keys.authority)]
+        result = await self._coordinator.txn([self.guard], reads, reads)
+        item = result.items[1]
+        authority = decode(Authority, item.value, where=item.key) if item is not None else None
+        return GuardedRead(result.succeeded, result.term, authority.barrier if authority else None)
+
+    async def release(self) -> None:
+        """Gives the lease back early. Only when every right that was granted under it has run out: the caller knows that."""
+        self.lose("released")
+        await self._coordinator.revoke(self._lease.id)
+
+
+def may_acquire(authority: Seen[Authority] | None, holder: Holder | None, region: str, floor: int) -> str | None:
+    """Why ``region`` may not acquire a stream now, or None. ``floor``: the greatest epoch found in any reachable store."""
+    if authority is None:
+        return "the group has no authority yet: found it with `drctl bootstrap`"
+    value = authority.value
+    if value.region != region:
+        return f"the authority is with {value.region}"
+    if value.barrier is not None:
+        return f"plan {value.barrier.plan} is taking over"
+    if holder is not None:
+        return f"{holder.region}/{holder.instance} holds the stream in epoch {holder.epoch}"
+    if floor > value.epoch:
+        raise Refused(
+            f"a region store knows epoch {floor}, etcd only {value.epoch}: etcd was lost or restored from an old snapshot",
+            hint="compare the stores with `drctl status`, then confirm with `drctl recover`",
+        )
+    return None
+
+
+async def acquire(
+    coordinator: Coordinator,
+    keys: Keys,
+    clock: Clock,
+    *,
+    stream: str,
+    region: str,
+    instance: str,
+    address: str,
+    ttl_seconds: int,
+    margin_seconds: float,
+    floor: int,
+) -> Tenure | str:
+    """Takes the stream with a new epoch, if that is allowed. Returns the tenure, or why not.
+
+    The epoch is incremented in the authority and written into the leased holder key by one transaction, which compares the
+    authority as read and that nobody holds the stream. Raises Unavailable, Refused (see ``may_acquire``).
+    """
+    authority = await read(coordinator, keys.authority, Authority)
+    found = await read(coordinator, keys.holder(stream), Holder)
+    reason = may_acquire(authority, found.value if found else None, region, floor)
+    if reason is not None:
+        return reason
+    assert authority is not None
+    asked_at = clock.monotonic()
+    held = await coordinator.grant(ttl_seconds)
+    epoch = authority.value.epoch + 1
+    holder = Holder(stream, region, instance, epoch, address, clock.wall())
+    key = keys.holder(stream)
+    try:
+        result = await coordinator.txn(
+            [Compare.modified(keys.authority, authority.revision), Compare.absent(key)],
+            [
+                Put(keys.authority, encode(replace(authority.value, epoch=epoch))),
+                Put(key, encode(holder), held.id),
+                Get(key),
+            ],
+            [Get(key)],
+        )
+        item = result.items[0] if result.succeeded else None
+    except OutcomeUnknown:
+        mine = await read(coordinator, key, Holder)
+        item = mine.item if mine is not None and mine.value == holder and mine.item.lease == held.id else None
+    if item is None:
+        try:
+            await coordinator.revoke(held.id)
+        except Unavailable:
+            pass  # it expires by itself, and nothing hangs on it
+        return "somebody else was faster"
+    right = Right(epoch, lease.first_deadline(asked_at, held.ttl_seconds, margin_seconds))
+    return Tenure(
+        coordinator, keys, clock, Fence(stream, epoch, region, instance), held, item.create_revision, right, margin_seconds
+    )
+
+
+__all__ = ["Beat", "Tenure", "acquire", "may_acquire"]

@@ -1,0 +1,231 @@
+"""Rules between values of the settings, and on the files that they name. Each broken one is a ``Problem``.
+
+What only the outside world can tell (a bucket in another region, an old etcd, endpoints of two clusters) is checked by the
+adapters and by the promotion's ``check`` step, not here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from controller.settings import tls
+from controller.settings.model import Settings
+from controller.settings.values import Problem, is_loopback, nearest, shown
+
+
+def problems(settings: Settings, now: datetime) -> Iterator[Problem]:
+    """Every broken rule that concerns more than one value, or a file. ``now``: for certificates."""
+    checks: list[Callable[[Settings], Iterator[Problem]]] = [
+        _lease_rules, _endpoint_rules, _region_rules, _stream_rules, _promotion_rules, _fleet_rules, _file_rules,
+    ]  # fmt: skip
+    checks.append(_production_rules if settings.environment == "production" else _lab_rules)
+    for check in checks:
+        yield from check(settings)
+    yield from tls.problems(settings.etcd.ca_file, settings.etcd.cert_file, settings.etcd.key_file, now)
+
+
+def _lease_rules(settings: Settings) -> Iterator[Problem]:
+    """RELIABILITY finding 7: the smallest TTL that etcd grants is 1.5 times the election timeout."""
+    etcd = settings.etcd
+    ttl, margin, tick, call = etcd.ttl_seconds, etcd.margin_seconds, etcd.tick_seconds, etcd.call_timeout_seconds
+    least = 1.5 * etcd.election_timeout_seconds
+    if ttl < least:
+        rule = f"must be at least 1.5 times etcd.election_timeout_seconds ({least:g}): etcd grants no shorter lease"
+        yield Problem(("etcd.ttl_seconds", "etcd.election_timeout_seconds"), str(ttl), rule, f"set {math.ceil(least)} or more")
+    if margin >= ttl / 2:
+        rule = f"must be less than half of etcd.ttl_seconds ({ttl / 2:g}): the holder would hardly ever have the right to act"
+        yield Problem(("etcd.margin_seconds", "etcd.ttl_seconds"), f"{margin:g}", rule, "1 is usual")
+        return
+    if 2 * tick + margin >= ttl:
+        rule = f"two ticks and etcd.margin_seconds must be less than etcd.ttl_seconds ({2 * tick:g} + {margin:g} < {ttl})"
+        hint = "else one missed heartbeat costs the lease; tick faster or raise the TTL"
+        yield Problem(("etcd.tick_seconds", "etcd.margin_seconds", "etcd.ttl_seconds"), f"{tick:g}", rule, hint)
+    if 3 * call + margin >= ttl:
+        rule = f"three calls (a heartbeat) and etcd.margin_seconds must fit into the TTL ({3 * call:g} + {margin:g} < {ttl})"
+        names = ("etcd.call_timeout_seconds", "etcd.margin_seconds", "etcd.ttl_seconds")
+        yield Problem(names, f"{call:g}", rule, "shorten the deadline or raise the TTL")
+
+
+def _endpoint_rules(settings: Settings) -> Iterator[Problem]:
+    etcd = settings.etcd
+    if len({urlsplit(url).scheme for url in etcd.endpoints}) > 1:
+        yield Problem(("etcd.endpoints",), shown(etcd.endpoints), "must be all http or all https: they are one cluster")
+    if (etcd.cert_file is None) != (etcd.key_file is None):
+        missing = "etcd.key_file" if etcd.key_file is None else "etcd.cert_file"
+        yield Problem((missing, "etcd.cert_file", "etcd.key_file"), "(missing)", "certificate and key belong together")
+    if (etcd.username is None) != (etcd.password is None):
+        missing = "etcd.password" if etcd.password is None else "etcd.username"
+        yield Problem((missing, "etcd.username", "etcd.password"), "(missing)", "user name and password belong together")
+    if not settings.api.address:
+        rule = "is required when api.host stands for every address of this machine"
+        yield Problem(("api.address", "api.host"), "(missing)", rule, "give the URL at which the others reach this instance")
+
+
+def _region_rules(settings: Settings) -> Iterator[Problem]:
+    if settings.region not in settings.regions:
+        known = sorted(settings.regions)
+        hint = nearest(settings.region, known) or f"known: {', '.join(known)}"
+        yield Problem(("region", "regions"), shown(settings.region), "is not one of [regions]", hint)
+    seen: dict[tuple[str, ...], str] = {}
+    for name, region in settings.regions.items():
+        at = f"regions.{name}"
+        things: list[tuple[str, str, tuple[str, ...]]] = [
+            ("bucket", region.bucket, ()),
+            # The same table name in different AWS regions is two tables.
+            ("table", region.table, (region.aws_region, region.dynamodb_endpoint or "")),
+            *(("addresses", address, ()) for address in region.addresses),
+            *(("controllers", url, ()) for url in region.controllers),
+        ]
+        for field, value, scope in things:
+            other = seen.setdefault((field, value, *scope), name)
+            if other != name:
+                rule = f"is that of region {other} too: two copies in one place are one copy"
+                if field in {"addresses", "controllers"}:
+                    rule = f"is that of region {other} too: nobody could tell which of the two answered"
+                yield Problem((f"{at}.{field}", f"regions.{other}.{field}"), shown(value), rule, "give each region its own")
+
+
+def _stream_rules(settings: Settings) -> Iterator[Problem]:
+    stream, rpo = settings.stream, settings.rpo
+    if stream.copies > len(settings.regions):
+        rule = f"must be at most the number of regions ({len(settings.regions)})"
+        yield Problem(("stream.copies", "regions"), str(stream.copies), rule, "2 survives the loss of any one region")
+    if rpo.seconds <= stream.flush_seconds:
+        rule = (
+            f"must be more than stream.flush_seconds ({stream.flush_seconds:g}): a record may wait that long before it leaves"
+        )
+        yield Problem(("rpo.seconds", "stream.flush_seconds"), f"{rpo.seconds:g}", rule)
+    if stream.ack_timeout_seconds <= stream.flush_seconds:
+        rule = f"must be more than stream.flush_seconds ({stream.flush_seconds:g})"
+        yield Problem(("stream.ack_timeout_seconds", "stream.flush_seconds"), f"{stream.ack_timeout_seconds:g}", rule)
+    for field, size in (("segment_max_bytes", stream.segment_max_bytes), ("body_max_bytes", stream.body_max_bytes)):
+        if size > stream.queue_max_bytes:
+            rule = f"must be at most stream.queue_max_bytes ({stream.queue_max_bytes}): it could never wait there"
+            yield Problem((f"stream.{field}", "stream.queue_max_bytes"), str(size), rule)
+
+
+def _promotion_rules(settings: Settings) -> Iterator[Problem]:
+    promotion, ttl = settings.promotion, settings.etcd.ttl_seconds
+    if promotion.break_glass_approvals > promotion.approvals_required:
+        rule = f"must be at most promotion.approvals_required ({promotion.approvals_required})"
+        names = ("promotion.break_glass_approvals", "promotion.approvals_required")
+        yield Problem(names, str(promotion.break_glass_approvals), rule)
+    if promotion.approval_ttl_seconds > promotion.plan_ttl_seconds:
+        rule = f"must be at most promotion.plan_ttl_seconds ({promotion.plan_ttl_seconds:g}): an approval dies with its plan"
+        names = ("promotion.approval_ttl_seconds", "promotion.plan_ttl_seconds")
+        yield Problem(names, f"{promotion.approval_ttl_seconds:g}", rule)
+    if promotion.approval_ttl_seconds <= 2 * ttl:
+        rule = f"must be more than two lease TTLs ({2 * ttl}): that much must be left when authority moves"
+        yield Problem(("promotion.approval_ttl_seconds", "etcd.ttl_seconds"), f"{promotion.approval_ttl_seconds:g}", rule)
+    if promotion.confirm_timeout_seconds <= settings.traffic.ttl_seconds:
+        rule = f"must be more than traffic.ttl_seconds ({settings.traffic.ttl_seconds}): the old answer lives that long"
+        names = ("promotion.confirm_timeout_seconds", "traffic.ttl_seconds")
+        yield Problem(names, f"{promotion.confirm_timeout_seconds:g}", rule)
+
+
+def _fleet_rules(settings: Settings) -> Iterator[Problem]:
+    fleet, etcd = settings.fleet, settings.etcd
+    if fleet.misses_failed <= fleet.misses_degraded:
+        rule = f"must be more than fleet.misses_degraded ({fleet.misses_degraded}): a host degrades before it fails"
+        yield Problem(("fleet.misses_failed", "fleet.misses_degraded"), str(fleet.misses_failed), rule)
+    if fleet.beat_seconds + etcd.margin_seconds >= etcd.ttl_seconds:
+        rule = f"with etcd.margin_seconds it must be less than etcd.ttl_seconds ({etcd.ttl_seconds}): rights end between beats"
+        yield Problem(("fleet.beat_seconds", "etcd.margin_seconds", "etcd.ttl_seconds"), f"{fleet.beat_seconds:g}", rule)
+    if settings.aws.connect_timeout_seconds > settings.aws.call_timeout_seconds:
+        rule = f"must be at most aws.call_timeout_seconds ({settings.aws.call_timeout_seconds:g}): it is part of the call"
+        names = ("aws.connect_timeout_seconds", "aws.call_timeout_seconds")
+        yield Problem(names, f"{settings.aws.connect_timeout_seconds:g}", rule)
+
+
+def _file_rules(settings: Settings) -> Iterator[Problem]:
+    if settings.state_dir.exists() and not settings.state_dir.is_dir():
+        yield Problem(("state_dir",), shown(settings.state_dir), "is a file", "name a folder; it is made when it is missing")
+
+
+def _own_urls(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Every URL that is ours to call or to be called at, with its field."""
+    yield from (("etcd.endpoints", url) for url in settings.etcd.endpoints)
+    for name, region in settings.regions.items():
+        yield from ((f"regions.{name}.controllers", url) for url in region.controllers)
+    yield "api.address", settings.api.address
+    yield from _aws_urls(settings)
+
+
+def _aws_urls(settings: Settings) -> Iterator[tuple[str, str]]:
+    for name, region in settings.regions.items():
+        for field, url in (("s3_endpoint", region.s3_endpoint), ("dynamodb_endpoint", region.dynamodb_endpoint)):
+            if url is not None:
+                yield f"regions.{name}.{field}", url
+    if settings.traffic.endpoint is not None:
+        yield "traffic.endpoint", settings.traffic.endpoint
+
+
+def _lab_rules(settings: Settings) -> Iterator[Problem]:
+    """Without TLS only what cannot leave this machine."""
+    for field, url in _own_urls(settings):
+        if url.startswith("http://") and not is_loopback(urlsplit(url).hostname):
+            rule = "must be https or a literal address in 127.0.0.0/8: the lab speaks in clear text only to itself"
+            yield Problem((field, "environment"), shown(url), rule)
+    webhook = settings.notify.webhook_url
+    if webhook is not None and webhook.startswith("http://") and not is_loopback(urlsplit(webhook).hostname):
+        yield Problem(("notify.webhook_url", "environment"), "(hidden)", "must be https or a literal address in 127.0.0.0/8")
+    if not is_loopback(settings.api.host):
+        rule = "must be a literal address in 127.0.0.0/8: the lab's API has no protection"
+        yield Problem(("api.host", "environment"), shown(settings.api.host), rule)
+
+
+def _production_rules(settings: Settings) -> Iterator[Problem]:
+    etcd = settings.etcd
+    if not all(url.startswith("https://") for url in etcd.endpoints):
+        rule = "must be https in production: whoever can write to etcd can move the fleet"
+        yield Problem(("etcd.endpoints", "environment"), shown(etcd.endpoints), rule)
+    if len(etcd.endpoints) < 3:
+        rule = "must be at least 3 in production: a quorum has to outlive the loss of any one failure domain"
+        yield Problem(("etcd.endpoints", "environment"), shown(etcd.endpoints), rule, "a witness in a third place is enough")
+    for field, path in (("ca_file", etcd.ca_file), ("cert_file", etcd.cert_file), ("key_file", etcd.key_file)):
+        if path is None and not (field != "ca_file" and (etcd.cert_file is None) != (etcd.key_file is None)):
+            yield Problem((f"etcd.{field}", "environment"), "(missing)", "is required in production", "name a PEM file")
+    for field, url in _aws_urls(settings):
+        if url.startswith("http://"):
+            yield Problem((field, "environment"), shown(url), "must be https in production", "leave it out to use AWS's own")
+    if settings.notify.webhook_url is not None and settings.notify.webhook_url.startswith("http://"):
+        yield Problem(("notify.webhook_url", "environment"), "(hidden)", "must be https in production")
+    if settings.promotion.approvals_required < 2:
+        rule = "must be at least 2 in production: nobody moves a fleet alone"
+        yield Problem(("promotion.approvals_required", "environment"), str(settings.promotion.approvals_required), rule)
+    if settings.group in {"drill", "lab", "shadow", "test"} or settings.group.endswith(("-drill", "-shadow")):
+        rule = "is a name for drills: one of them could touch what is real"
+        yield Problem(("group", "environment"), shown(settings.group), rule, "name production after what it serves")
+    if not settings.state_dir.is_absolute():
+        yield Problem(("state_dir", "environment"), shown(settings.state_dir), "must be an absolute path in production")
+    yield from _production_region_rules(settings)
+    yield from _signers_rules(settings.approvals.allowed_signers)
+
+
+def _production_region_rules(settings: Settings) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for name, region in settings.regions.items():
+        other = seen.setdefault(region.aws_region, name)
+        if other != name:
+            rule = f"is that of {other} too: two regions in one would fail together"
+            yield Problem((f"regions.{name}.aws_region", f"regions.{other}.aws_region"), shown(region.aws_region), rule)
+        for address in region.addresses:
+            if is_loopback(address):
+                rule = "must be an address that clients can reach"
+                yield Problem((f"regions.{name}.addresses", "environment"), shown(address), rule)
+
+
+def _signers_rules(path: Path) -> Iterator[Problem]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as why:
+        reason = why.strerror if isinstance(why, OSError) else "it is not UTF-8"
+        hint = "see `man ssh-keygen`, ALLOWED SIGNERS"
+        yield Problem(("approvals.allowed_signers", "environment"), shown(path), f"cannot be read: {reason}", hint)
+        return
+    if not any(line.strip() and not line.lstrip().startswith("#") for line in lines):
+        yield Problem(("approvals.allowed_signers", "environment"), shown(path), "lists nobody: no plan could be approved")

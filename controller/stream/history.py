@@ -1,0 +1,189 @@
+"""Moves region stores towards the chosen history: fence them, cut what diverged, copy what is missing.
+
+Works on ports only. What to do is decided in ``domain.replication``; every step here is idempotent and guarded by the fence,
+so it may be repeated after any error, also by another instance with a newer epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.domain import replication
+from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, SegmentRef
+from controller.errors import Corrupt, DrError, FenceLost, NotFound, Unavailable
+from controller.ports import RegionStore
+from controller.stream.segment import Segment, decode_segment, next_chain
+
+COPY_BATCH = 32
+"""Segments that are read and put concurrently, and then committed with one write, while copying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a history: where the next segment goes, and what came before it."""
+
+    seq: int
+    chain: str
+    starts: tuple[EpochStart, ...]
+
+
+async def fence_stores(
+    stores: Mapping[str, RegionStore], fence: Fence, timeout_seconds: float
+) -> tuple[dict[str, Head], dict[str, str]]:
+    """Fences every store that answers in time. Returns the heads, and why each other store is not fenced.
+
+    Raises FenceLost as soon as one store has a greater epoch: then we are the stale one.
+    """
+
+    async def one(region: str, store: RegionStore) -> tuple[str, Head | str]:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return region, await store.fence(fence)
+        except FenceLost:
+            raise
+        except TimeoutError:
+            return region, f"no answer in {timeout_seconds:g} s"
+        except DrError as error:
+            return region, error.message
+
+    answers = await asyncio.gather(*(one(region, store) for region, store in stores.items()), return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    pairs = [answer for answer in answers if not isinstance(answer, BaseException)]
+    heads = {region: found for region, found in pairs if isinstance(found, Head)}
+    return heads, {region: found for region, found in pairs if isinstance(found, str)}
+
+
+async def read_segment(store: RegionStore, ref: SegmentRef) -> tuple[Segment, bytes]:
+    """One segment, checked against its name. Raises NotFound, Unavailable, Corrupt."""
+    data = await store.get_segment(ref)
+    segment = decode_segment(data)
+    header = segment.header
+    if (header.stream, header.seq, header.epoch) != (ref.stream, ref.seq, ref.epoch):
+        raise Corrupt(
+            f"object {ref.key} in {store.region} contains segment {header.seq} of epoch {header.epoch} of {header.stream}",
+            hint=f"drctl verify {store.region}",
+        )
+    return segment, data
+
+
+async def chain_at(store: RegionStore, stream: str, starts: Sequence[EpochStart], seq: int) -> str:
+    """Chain hash after segment ``seq`` of the history ``starts``, from that one segment."""
+    if seq == 0:
+        return GENESIS
+    segment, data = await read_segment(store, SegmentRef(stream, seq, replication.owner(starts, seq)))
+    return next_chain(segment.header.prev_chain, data)
+
+
+async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, forks: tuple[EpochStart, ...]) -> Head:
+    """Cuts ``head`` back to the part of its history that is valid by ``forks`` and at most ``keep`` long; the tail becomes salvage.
+
+    Returns the head after it; a head that needs no cut is returned as it is. The store's own last kept segment tells the
+    chain there (log matching: the same epoch at a seq means the same history up to it).
+    """
+    alignment = replication.align(store.region, head, forks, keep, fence.epoch)
+    if alignment.salvage is None:
+        return head
+    kept = replication.cut(head.epochs, alignment.keep)
+    chain, received_at = GENESIS, 0.0
+    if alignment.keep:
+        ref = SegmentRef(fence.stream, alignment.keep, replication.owner(kept, alignment.keep))
+        last, data = await read_segment(store, ref)
+        chain = next_chain(last.header.prev_chain, data)
+        received_at = max((frame.record.received_at for frame in last.frames), default=last.header.created_at)
+    records, size = await _count(store, head, alignment.keep)
+    return await store.realign(
+        fence,
+        head,
+        Realignment(
+            seq=alignment.keep,
+            chain=chain,
+            base=head.base,
+            base_chain=head.base_chain,
+            epochs=kept,
+            salvage=alignment.salvage,
+            received_at=received_at,
+            records=max(0, head.records - records),
+            bytes=max(0, head.bytes - size),
+        ),
+    )
+
+
+async def _count(store: RegionStore, head: Head, keep: int) -> tuple[int, int]:
+    """Records and bytes in the segments of ``head`` above ``keep``. A damaged one counts nothing: it must not stop the cut."""
+    records = size = 0
+    for seq in range(keep + 1, head.seq + 1):
+        with contextlib.suppress(NotFound, Corrupt):
+            segment, data = await read_segment(store, SegmentRef(head.stream, seq, head.owner(seq)))
+            records += len(segment.frames)
+            size += len(data)
+    return records, size
+
+
+async def copy_missing(
+    source: RegionStore, target: RegionStore, fence: Fence, head: Head, tail: Tail, *, limit: int = COPY_BATCH
+) -> Head:
+    """Brings at most ``limit`` segments of the history that ends at ``tail`` into ``target`` and commits them with one write.
+
+    ``head`` must be a prefix of that history. Returns the head after it. Raises Corrupt when the source's chain does not hold.
+    """
+    first, last = head.seq + 1, min(head.seq + limit, tail.seq)
+    if first > last:
+        return head
+    refs = [SegmentRef(fence.stream, seq, replication.owner(tail.starts, seq)) for seq in range(first, last + 1)]
+    parts = await asyncio.gather(*(read_segment(source, ref) for ref in refs))
+    chain = head.chain
+    for ref, (segment, data) in zip(refs, parts, strict=True):
+        if segment.header.prev_chain != chain:
+            raise Corrupt(
+                f"{ref.key} in {source.region} does not follow segment {ref.seq - 1} of {target.region}",
+                hint=f"drctl verify {source.region}; drctl verify {target.region}",
+            )
+        chain = next_chain(chain, data)
+    await asyncio.gather(*(target.put_segment(fence, ref, data) for ref, (_, data) in zip(refs, parts, strict=True)))
+    received = [frame.record.received_at for segment, _ in parts for frame in segment.frames]
+    commit = Commit(
+        prev_seq=head.seq,
+        prev_chain=head.chain,
+        seq=last,
+        chain=chain,
+        starts=tuple(start for start in tail.starts if first <= start.first_seq <= last),
+        received_at=max(received, default=head.received_at),
+        records=sum(len(segment.frames) for segment, _ in parts),
+        bytes=sum(len(data) for _, data in parts),
+    )
+    return await target.advance(fence, commit)
+
+
+async def bring_home(
+    stores: Mapping[str, RegionStore],
+    heads: Mapping[str, Head],
+    fence: Fence,
+    home: str,
+    forks: tuple[EpochStart, ...],
+    choice: replication.Choice,
+) -> tuple[Head, Tail]:
+    """Makes the home store hold exactly the chosen history. Returns its head, and the tail that the new epoch continues.
+
+    Raises Unavailable when the home store was not fenced: an epoch opens on its own region's store.
+    """
+    if home not in heads:
+        raise Unavailable(
+            f"the store of {home} is not fenced and an epoch opens on its own region's store",
+            hint=f"look at the store of {home}, or plan a failover to a region whose store answers",
+        )
+    source = stores[choice.source]
+    head = await cut_back(stores[home], fence, heads[home], choice.length, forks)
+    goal = Tail(choice.length, await chain_at(source, fence.stream, choice.starts, choice.length), choice.starts)
+    while head.seq < goal.seq:
+        head = await copy_missing(source, stores[home], fence, head, goal)
+    if head.chain != goal.chain:
+        raise Corrupt(
+            f"the stores of {home} and {choice.source} hold different histories under the same epochs at segment {goal.seq}",
+            hint=f"drctl verify {home}; drctl verify {choice.source}",
+        )
+    return head, goal

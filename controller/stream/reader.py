@@ -1,0 +1,131 @@
+"""Bodies that are not warm: fetched from the region's store along their chain of deltas, every hash checked.
+
+One record costs at most ``MAX_CHAIN + 1`` GETs, one for each different segment, four at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from controller.domain.model import Frame, Record, SegmentRef
+from controller.errors import Corrupt, DrError, NotFound
+from controller.ports import RegionStore
+from controller.stream.limits import MAX_CHAIN
+from controller.stream.segment import Segment, frame_at, open_frame
+from controller.stream.view import Link, View
+
+CONCURRENCY = 4
+"""GETs at a time. Also bounds memory: this many segments are held at once."""
+
+
+async def read_record(view: View, store: RegionStore, agent: str, id: str) -> tuple[Record, bytes]:  # noqa: A002 - Record's word
+    """Record and body, from the warm bodies or from the store. Raises NotFound (unknown, or its chain of deltas begins before
+    this copy does), Unavailable, Corrupt naming the segment."""
+    warm = view.read(agent, id)
+    if warm is not None:
+        return warm
+    links, body = _chain(view, agent, id)
+    for frame in reversed(await _frames(store, links)):
+        body = open_frame(frame, body)
+    assert body is not None
+    return links[0].record, body
+
+
+def _chain(view: View, agent: str, record_id: str) -> tuple[list[Link], bytes | None]:
+    """From the record down to a whole frame, or to a record whose body is warm (returned beside the links)."""
+    links: list[Link] = []
+    wanted: str | None = record_id
+    while wanted is not None:
+        if links:
+            warm = view.read(agent, wanted)
+            if warm is not None:
+                return links, warm[1]
+        link = view.link(agent, wanted)
+        if link is None:
+            if links:
+                raise NotFound(
+                    f"record {record_id!a} of agent {agent!a} stands on {wanted!a}, which this region's copy no longer has",
+                    hint="choose a newer record, or look in another region or in an older backup",
+                )
+            raise NotFound(
+                f"agent {agent!a} has no record {record_id!a} in this region's copy", hint="list the agent's records"
+            )
+        links.append(link)
+        if len(links) > MAX_CHAIN + 1:
+            raise Corrupt(f"record {record_id!a} of agent {agent!a}: its chain of deltas is longer than {MAX_CHAIN}", hint="")
+        wanted = link.base
+    return links, None
+
+
+async def _frames(store: RegionStore, links: Sequence[Link]) -> list[Frame]:
+    """The frames of the links, in their order. Each segment is fetched once and dropped again."""
+    found: list[Frame | None] = [None] * len(links)
+    wanted: dict[SegmentRef, list[int]] = {}
+    for number, link in enumerate(links):
+        wanted.setdefault(link.ref, []).append(number)
+    slots = asyncio.Semaphore(CONCURRENCY)
+
+    async def fetch(ref: SegmentRef, numbers: list[int]) -> None:
+        async with slots:
+            data = await store.get_segment(ref)
+            try:
+                for number in numbers:
+                    found[number] = _frame(data, links[number])
+            except Corrupt as error:
+                raise Corrupt(f"{ref.key} in {store.region}: {error.message}", hint=error.hint) from error
+
+    results = await asyncio.gather(*(fetch(ref, numbers) for ref, numbers in wanted.items()), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [frame for frame in found if frame is not None]
+
+
+def _frame(data: bytes, link: Link) -> Frame:
+    frame = frame_at(data, link.ordinal)
+    here, there = frame.record, link.record
+    if (here.agent, here.id, here.sha256, frame.base) != (there.agent, there.id, there.sha256, link.base):
+        raise Corrupt(
+            f"frame {link.ordinal} is record {here.id!a} of agent {here.agent!a}, indexed as {there.id!a} of {there.agent!a}",
+            hint="delete the view and let it be rebuilt; if that does not help, repair the store from another region",
+        )
+    return frame
+
+
+async def warm_bases(view: View, store: RegionStore, segment: Segment) -> int:
+    """Loads what ``View.apply`` needs for this segment and does not have (it raised ``ColdBase``). Returns how many bodies.
+    A base that this copy can no longer give back is marked, so that what stands on it counts as unverified."""
+    missing = view.missing(segment)
+    for agent, record_id in missing:
+        await _load(view, store, agent, record_id)
+    return len(missing)
+
+
+async def warm(view: View, store: RegionStore, limit: int) -> bool:
+    """Loads at most ``limit`` newest bodies that a rewind left cold. Returns whether more may be left. One that cannot be had
+    does not stop the others: the first error is raised at the end."""
+    first_error: DrError | None = None
+    loaded = 0
+    for agent, record_id in view.cold():
+        if loaded >= limit:
+            return True
+        try:
+            await _load(view, store, agent, record_id)
+            loaded += 1
+        except DrError as error:
+            first_error = first_error or error
+    if first_error is not None:
+        raise first_error
+    return False
+
+
+async def _load(view: View, store: RegionStore, agent: str, record_id: str) -> None:
+    try:
+        _, body = await read_record(view, store, agent, record_id)
+    except NotFound:
+        if view.begins_late(agent, record_id):
+            view.doubt(agent, record_id)
+            return
+        raise
+    view.admit(agent, record_id, body)

@@ -1,0 +1,1 @@
+"""Unit, contract, simulation, integration and fault tests. `make test-fast` leaves out what needs servers or time."""

@@ -1,0 +1,172 @@
+"""A controller as agents see it: the wire contract over plain dicts, with faults. Serves an httpx transport and, over real
+HTTP, the Starlette application of the integration tests. Bodies are really decoded, deltas really applied."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+
+from controller.domain.model import Encoding, Frame, Record
+from controller.errors import DrError
+from controller.stream.delta import open_frame
+from controller.stream.segment import decode_frames
+
+FaultResult = tuple[int, bytes] | None
+Fault = Callable[["WireController", str], Any]
+"""Called with (controller, moment): moment "before" or "after" the work. May raise, sleep, or return (status, body)."""
+
+
+@dataclass
+class Store:
+    """What all controllers of a group share: records in order, by (agent, id)."""
+
+    records: dict[tuple[str, str], tuple[Record, bytes]] = field(default_factory=dict)
+    encodings: list[tuple[str, str, str]] = field(default_factory=list)
+    stores: int = 3
+    fail_copies: bool = False
+    attempts: dict[str, int] = field(default_factory=dict)
+
+    def ids(self, agent: str) -> list[str]:
+        return [key[1] for key in self.records if key[0] == agent]
+
+    def put(self, frame: Frame) -> dict[str, Any]:
+        record = frame.record
+        answer: dict[str, Any] = {
+            "agent": record.agent,
+            "id": record.id,
+            "status": "failed",
+            "seq": 0,
+            "copies": 0,
+            "error": None,
+        }
+
+        def failed(code: str, message: str = "no") -> dict[str, Any]:
+            return {**answer, "error": {"code": code, "message": message, "hint": "", "exit_code": 3}}
+
+        if record.attempt < self.attempts.get(record.agent, 0):
+            return failed("stale_attempt", f"attempt {record.attempt} is not the present one")
+        known = self.records.get((record.agent, record.id))
+        if known is not None and known[0].sha256 != record.sha256:
+            return failed("conflict", "another body")
+        if self.fail_copies and record.copies > 1:
+            return failed("outcome_unknown", "not committed in 2 region stores")
+        if known is None:
+            base = None
+            if frame.encoding is Encoding.DELTA:
+                base = self.records.get((record.agent, frame.base or ""))
+                if base is None:
+                    return failed("unknown_base")
+            self.encodings.append((record.agent, record.id, frame.encoding.value))
+            self.records[record.agent, record.id] = (record, open_frame(frame, base[1] if base else None))
+        status = "acknowledged" if known is None else "duplicate"
+        return {**answer, "status": status, "seq": len(self.records), "copies": max(record.copies, 1)}
+
+
+@dataclass
+class WireController:
+    """One controller instance."""
+
+    url: str
+    store: Store
+    active: bool = True
+    epoch: int = 5
+    right_seconds: float = 5.0
+    active_address: str | None = None
+    fault: Fault | None = None
+    calls: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    beats: list[dict[str, Any]] = field(default_factory=list)
+    assignments: list[dict[str, Any]] = field(default_factory=list)
+
+    async def handle(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        self.calls.append(f"{method} {path}")
+        for moment in ("before", "work", "after"):
+            if moment == "work":
+                try:
+                    status, headers, answer = self._work(method, path, body)
+                except DrError as error:
+                    status, headers, answer = error.http_status, {}, json.dumps({"error": error.to_dict()}).encode()
+            elif self.fault is not None:
+                result = self.fault(self, moment)
+                if asyncio.iscoroutine(result):
+                    result = await result
+                if result is not None:
+                    return result[0], {}, result[1]
+        return status, headers, answer
+
+    def _work(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        path, _, query = path.partition("?")
+        parts = [unquote(part) for part in path.split("/")[2:]]
+        if parts[0] == "hosts":
+            self.beats.append({"host": parts[1], **json.loads(body)})
+            right, given = (self.right_seconds, self.assignments) if self.active else (0.0, [])
+            return self._json(
+                {
+                    "active": self.active,
+                    "epoch": self.epoch,
+                    "right_seconds": right,
+                    "assignments": given,
+                    "active_address": self.active_address,
+                }
+            )
+        if not self.active:
+            error = {"code": "not_active", "message": "standby", "hint": "", "exit_code": 3, "active": self.active_address}
+            return 503, {}, json.dumps({"error": error}).encode()
+        if parts[0] == "records":
+            frames = decode_frames(body)
+            self.batches.append(len(frames))
+            acks = [self.store.put(item) for item in frames]
+            return self._json({"epoch": self.epoch, "right_seconds": self.right_seconds, "acks": acks})
+        if parts[0] == "tasks":
+            ack = {
+                "agent": json.loads(body)["agent"],
+                "id": "task-1",
+                "status": "acknowledged",
+                "seq": 1,
+                "copies": 1,
+                "error": None,
+            }
+            return self._json({"epoch": self.epoch, "right_seconds": self.right_seconds, "acks": [ack]})
+        return self._read(parts[1], parts[2:], query)
+
+    def _read(self, agent: str, rest: list[str], query: str) -> tuple[int, dict[str, str], bytes]:
+        mine = [item for key, item in self.store.records.items() if key[0] == agent]
+        if rest == ["records"]:
+            return self._json([asdict(record) for record, _ in reversed(mine)])
+        if rest[0] == "latest":
+            mine = [item for item in mine if f"kind={item[0].kind}" == query]
+        else:
+            mine = [item for item in mine if item[0].id == rest[1]]
+        if not mine:
+            return 404, {}, b'{"error":{"code":"not_found","message":"no such record","hint":"","exit_code":5}}'
+        record, body = mine[-1]
+        return 200, {"X-DR-Record": json.dumps(asdict(record))}, body
+
+    @staticmethod
+    def _json(document: Any) -> tuple[int, dict[str, str], bytes]:
+        return 200, {"Content-Type": "application/json"}, json.dumps(document).encode()
+
+
+class WireTransport(httpx.AsyncBaseTransport):
+    """Several controllers by their URL; an URL that is not there refuses connections."""
+
+    def __init__(self, *controllers: WireController) -> None:
+        self.by_url = {controller.url: controller for controller in controllers}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        url = f"{request.url.scheme}://{request.url.netloc.decode()}"
+        controller = self.by_url.get(url)
+        if controller is None:
+            raise httpx.ConnectError("refused", request=request)
+        body = await request.aread()
+        try:
+            status, headers, answer = await controller.handle(request.method, request.url.raw_path.decode(), body)
+        except ConnectionResetError as error:
+            raise httpx.ReadError("reset", request=request) from error
+        return httpx.Response(status, headers=headers, content=answer, request=request)

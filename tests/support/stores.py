@@ -1,0 +1,178 @@
+"""Region stores for tests: memory and ministack behind one handle, with ways to damage what lies in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aioboto3
+import boto3
+
+from controller.adapters.memory.gate import OpenGate
+from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
+from controller.adapters.region_store import AwsRegionStore
+from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, SegmentRef
+from controller.lab.aws import LAB_ENVIRONMENT, AwsStandIn, provision_region
+from controller.ports import RegionStore
+
+REGION = "eu-west-1"
+BUCKET = "dr-contract"
+TABLE = "dr-contract"
+
+
+@contextmanager
+def stand_in() -> Iterator[AwsStandIn]:
+    """A ministack with bucket and table; made-up credentials are in the environment meanwhile."""
+    before = {name: os.environ.get(name) for name in LAB_ENVIRONMENT}
+    os.environ.update(LAB_ENVIRONMENT)
+    try:
+        with AwsStandIn(aws_region=REGION) as server:
+            provision_region(server.endpoint, aws_region=REGION, bucket=BUCKET, table=TABLE)
+            yield server
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@dataclass
+class MemoryWorld:
+    """One region in memory."""
+
+    server: MemoryStore = field(default_factory=lambda: MemoryStore(REGION))
+    name = "memory"
+
+    async def client(self) -> RegionStore:
+        return MemoryRegionStore(self.server, OpenGate())
+
+    def flip(self, ref: SegmentRef) -> None:
+        self.server.corrupt(ref, bit=13)
+
+    def truncate(self, ref: SegmentRef, size: int) -> None:
+        self.server.truncate(ref, size)
+
+    def litter(self, name: str) -> None:
+        """Foreign objects cannot exist here: there are no names, only references."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass
+class AwsWorld:
+    """One region in ministack, or in anything else with endpoints. Each world has a group of its own in the same bucket and
+    table.
+    """
+
+    endpoint: str
+    variant: type[AwsRegionStore] = AwsRegionStore
+    call_timeout_seconds: float = 10.0
+    group: str = field(default_factory=lambda: f"g{uuid.uuid4().hex[:12]}")
+    name = "ministack"
+    _session: aioboto3.Session = field(default_factory=aioboto3.Session)
+    _clients: list[AwsRegionStore] = field(default_factory=list)
+
+    async def client(self, **changed: Any) -> AwsRegionStore:
+        arguments: dict[str, Any] = {
+            "group": self.group,
+            "bucket": BUCKET,
+            "table": TABLE,
+            "aws_region": REGION,
+            "s3_endpoint": self.endpoint,
+            "dynamodb_endpoint": self.endpoint,
+            "call_timeout_seconds": self.call_timeout_seconds,
+            "connect_timeout_seconds": 1.0,
+            "max_pool_connections": 32,
+            "session": self._session,
+        }
+        store = self.variant(REGION, **(arguments | changed))
+        await store.start()
+        self._clients.append(store)
+        return store
+
+    def s3(self) -> Any:
+        session: Any = boto3.session.Session()
+        return session.client("s3", endpoint_url=self.endpoint, region_name=REGION)
+
+    def dynamodb(self) -> Any:
+        session: Any = boto3.session.Session()
+        return session.client("dynamodb", endpoint_url=self.endpoint, region_name=REGION)
+
+    def key(self, name: str) -> str:
+        return f"dr/{self.group}/{name}"
+
+    def flip(self, ref: SegmentRef) -> None:
+        """Other bytes under the metadata of the old ones."""
+        s3 = self.s3()
+        there = s3.get_object(Bucket=BUCKET, Key=self.key(ref.key))
+        data = bytearray(there["Body"].read())
+        data[1] ^= 32
+        s3.put_object(Bucket=BUCKET, Key=self.key(ref.key), Body=bytes(data), Metadata=there["Metadata"])
+
+    def truncate(self, ref: SegmentRef, size: int) -> None:
+        s3 = self.s3()
+        there = s3.get_object(Bucket=BUCKET, Key=self.key(ref.key))
+        s3.put_object(Bucket=BUCKET, Key=self.key(ref.key), Body=there["Body"].read()[:size], Metadata=there["Metadata"])
+
+    def litter(self, name: str) -> None:
+        self.s3().put_object(Bucket=BUCKET, Key=self.key(name), Body=b"left here by somebody")
+
+    async def close(self) -> None:
+        for store in self._clients:
+            await store.close()
+
+
+World = MemoryWorld | AwsWorld
+
+
+def link(prev_chain: str, seq: int, epoch: int) -> str:
+    """A chain hash that depends on all that came before and on who wrote."""
+    return hashlib.sha256(f"{prev_chain}/{seq}/{epoch}".encode()).hexdigest()
+
+
+def token(epoch: int, *, stream: str = "s0", instance: str = "a") -> Fence:
+    return Fence(stream, epoch, REGION, instance)
+
+
+def next_commit(head: Head, fence: Fence, count: int = 1) -> Commit:
+    """The commit that extends ``head`` by ``count`` segments of the fence's epoch."""
+    chain = head.chain
+    for seq in range(head.seq + 1, head.seq + count + 1):
+        chain = link(chain, seq, fence.epoch)
+    starts = () if head.last_epoch == fence.epoch else (EpochStart(fence.epoch, head.seq + 1),)
+    return Commit(
+        head.seq, head.chain, head.seq + count, chain, starts, received_at=1_700_000_000.25 + head.seq, records=10, bytes=1000
+    )
+
+
+def check_history(acknowledged: list[tuple[int, Commit]], fenced: list[Head], final: Head) -> None:
+    """Raises AssertionError unless all that was acknowledged is one history, and no epoch committed after a later one had
+    fenced.
+
+    ``acknowledged``: epoch and commit of each advance that returned; ``fenced``: the heads that ``fence`` returned. No
+    realignment.
+    """
+    chain_at = {0: GENESIS}
+    epoch_at: dict[int, int] = {}
+    for epoch, commit in sorted(acknowledged, key=lambda entry: entry[1].seq):
+        assert commit.seq not in chain_at, f"two acknowledged commits end at segment {commit.seq}"
+        assert chain_at.get(commit.prev_seq) == commit.prev_chain, (
+            f"segment {commit.seq} extends a history that nobody acknowledged"
+        )
+        chain_at[commit.seq] = commit.chain
+        epoch_at[commit.seq] = epoch
+    assert final.seq == max(chain_at), f"the head is at {final.seq}, acknowledged is {max(chain_at)}"
+    assert final.chain == chain_at[final.seq], "the head is on another history than the acknowledged one"
+    for seq, epoch in epoch_at.items():
+        assert final.owner(seq) == epoch, f"segment {seq} of epoch {epoch} is said to belong to epoch {final.owner(seq)}"
+        for head in fenced:
+            assert seq <= head.seq or epoch >= head.epoch, (
+                f"epoch {epoch} committed {seq} after epoch {head.epoch} fenced at {head.seq}"
+            )
