@@ -14,7 +14,7 @@ wire        the HTTP documents
 from controller.agent.client import AsyncCheckpoints
 from controller.agent.errors import Fenced, NotAllAcknowledged, SpoolFull, StaleEpoch
 from controller.agent.rights import BootClock, Clock, Hold, Right
-from controller.agent.spool import Spool
+from controller.agent.spool import Letter, Spool
 from controller.agent.sync import Checkpoints
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Clock",
     "Fenced",
     "Hold",
+    "Letter",
     "NotAllAcknowledged",
     "Right",
     "Spool",

@@ -73,6 +73,7 @@ class AsyncCheckpoints:
         self._random = rng or random.Random()
         self._endpoints = Endpoints(endpoints, self._clock, self._random, follow_hints=follow_hints)
         self._host = agent_host
+        self._is_host = bool(agent_host)
         self._timeout = timeout_seconds
         self._attempt = attempt_seconds
         self._memory = DeltaMemory(delta_bytes)
@@ -159,7 +160,7 @@ class AsyncCheckpoints:
         async def once(deadline: float) -> Ack:
             sent_at = self._clock.monotonic()
             acks = await self._call(
-                "POST", "/v1/tasks", deadline, lambda answer: self._accept(answer, 1, sent_at), content, "application/json"
+                "POST", "/v1/tasks", deadline, lambda answer: self._accept(answer, (0,), sent_at), content, "application/json"
             )
             return _settled(acks[0], 1)
 
@@ -222,12 +223,13 @@ class AsyncCheckpoints:
         """One batch, one endpoint, one try. A "no" to the batch as a whole is never taken as one to each of its agents."""
         content = encode_frames(frames)
         sent_at = self._clock.monotonic()
+        attempts = [item.record.attempt for item in frames]
         try:
             return await self._call(
                 "POST",
                 "/v1/records",
                 deadline,
-                lambda answer: self._accept(answer, len(frames), sent_at),
+                lambda answer: self._accept(answer, attempts, sent_at),
                 content,
                 "application/octet-stream",
             )
@@ -243,11 +245,16 @@ class AsyncCheckpoints:
             error.__cause__ = batch_error
             return Ack(item.record.agent, item.record.id, "failed", error=error.to_dict())
 
-    def _accept(self, response: httpx.Response, records: int, sent_at: float) -> Sequence[Ack]:
-        """Raises StaleEpoch when the answer is of a controller that was deposed: it promises nothing and extends nothing."""
-        answer = wire.ingest_answer(response.content, records)
+    def _accept(self, response: httpx.Response, attempts: Sequence[int], sent_at: float) -> Sequence[Ack]:
+        """Raises StaleEpoch when the answer is of a controller that was deposed: it promises nothing and extends nothing.
+
+        A host's right is extended only by records that were acknowledged under an assignment: by those the controller knows
+        which host it gave the right to, and does not move that host's agents before it has passed."""
+        answer = wire.ingest_answer(response.content, len(attempts))
         self._see_epoch(answer.epoch)
-        self.right.extend(sent_at, answer.right_seconds)
+        settled = [n for ack, n in zip(answer.acks, attempts, strict=True) if ack.status in ACKNOWLEDGED]
+        if any(n > 0 or not self._is_host for n in settled):
+            self.right.extend(sent_at, answer.right_seconds)
         return answer.acks
 
     def _see_epoch(self, epoch: int) -> None:
@@ -298,6 +305,7 @@ class AsyncCheckpoints:
         """Tells *every* configured controller (a standby keeps a warm pool of the hosts that it knows) and returns the answer
         of the active one with the greatest epoch; when none is active, one that says so. Beats of one host must not overlap:
         wait for one before the next. Raises Unavailable when no controller answered."""
+        self._is_host = True
         limit = self._attempt if timeout_seconds is None else timeout_seconds
         sent_at = self._clock.monotonic()
         results = await asyncio.gather(

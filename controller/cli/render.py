@@ -227,7 +227,7 @@ def _print_regions(console: Console, regions: Sequence[RegionStatus], now: float
     """One line a region; a narrow terminal gets the columns that matter at 3 a.m."""
     wide = console.width >= WIDE
     numbers = ("lag", "records", "segments", "bytes", "verified") if wide else ("lag", "records")
-    table = _table("region", "role", *numbers, "protected", "DNS weight", "controllers", right=numbers)
+    table = _table("region", "role", *numbers, "protected", "DNS", *(("controllers",) if wide else ()), right=numbers)
     for column in table.columns:
         column.no_wrap = True
     for region in regions:
@@ -239,7 +239,7 @@ def _print_regions(console: Console, regions: Sequence[RegionStatus], now: float
             *_behind(region.lag, now, wide),
             text("unknown" if isinstance(protected, Unknown) else wording.yes_no(protected, now), style),
             _short(region.weight, wording.count(region.weight, now)),
-            text(region.members, "" if region.members else "red"),
+            *([text(region.members, "" if region.members else "red")] if wide else []),
         )
     console.print(table)
 

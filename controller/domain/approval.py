@@ -179,7 +179,7 @@ def same_name(name: str) -> str:
 
 
 def _persons(approvals: Sequence[Approval], requester: str, without: Collection[str]) -> tuple[list[int], int]:
-    """A number per approval, and the requester's. Equal numbers: one person, who shares a name or a key, also through others."""
+    """A number per approval, and the requester's. Equal numbers: one person, by a shared name or key, also through others."""
     links: dict[str, int] = {f"name:{same_name(requester)}": 0}
     person = [0] * (len(approvals) + 1)
     for index, approval in enumerate(approvals, start=1):

@@ -174,8 +174,11 @@ def canonical(value: Any) -> Any:
         return [canonical(item) for item in value]
     if isinstance(value, StrEnum):
         return value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} has no canonical form")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no canonical form")
+        # 3.0 and 3 are one number: JSON does not keep the difference, so a digest must not depend on it.
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
     return value
 
 

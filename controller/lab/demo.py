@@ -48,8 +48,9 @@ PEOPLE_SECONDS = 3600.0
 """For what a person types (``--interactive``)."""
 WARM_CHECKPOINTS = 4
 """Acknowledged checkpoints that every agent has before the disaster begins."""
-BROKEN_LINK_SECONDS = 2.5
-"""Regions die in pieces: the links go first. What is acknowledged in this time is what the promotion will lose."""
+BROKEN_LINK_SECONDS = 1.5
+"""Regions die in pieces: the links go first. What is acknowledged from then on until
+the kill (the command needs a second of its own) is what the promotion will lose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,27 +165,32 @@ class Demo:
         self.stream, self.old_epoch = str(holder["stream"]), int(holder["epoch"])
 
     async def _arm_late_writer(self) -> None:
-        await self.run("lab", "late-write", self.source, *self._dir())
-        for process in self.lab.processes():
-            if process.kind == "late-writer":
-                self.late = process
-        self.teller.say("(a writer of this region that holds the present epoch; it will sleep through what comes)")
+        """Started while the region is well, so that it holds the true epoch; it will sleep through what comes."""
+        self.late = self.lab.start_late_writer(self.source)
+
+        async def armed() -> bool:
+            return any(line["event"] == "armed" for line in self._late_lines())
+
+        await self.wait(armed, "the late writer to look at the world", logs=("late-writer",))
+        seen = self._late_lines()[-1]
+        self.teller.say(f"(a late writer gets ready in {self.source}: epoch {seen['epoch']}, heads {seen['heads']})")
 
     async def disaster(self) -> None:
         """Act 4: the links of the active region break; a moment later the region dies."""
         self.teller.act(f"Disaster: {self.source} dies in pieces")
         await self._arm_late_writer()
         before = len(self.ledgers.acknowledged(self.source))
-        for other in self.lab.topology.others(self.source):
-            await self.run("lab", "link", self.source, other.name, "--cut", *self._dir(), quiet=True)
+        await self.lab.wan("set", source=self.source, cut=True)
         self.marks["cut"] = time.time()
+        self.teller.say(f"every link from {self.source} to the stores of the other regions is a black hole now", "bold red")
         await asyncio.sleep(BROKEN_LINK_SECONDS)
         await self._act_of_person(("lab", "kill", self.source, *self._dir()), self._killed, "the region to be killed")
         self.marks["kill"] = self.lab.killed_at[self.source]
         since = [w for w in self.ledgers.acknowledged(self.source)[before:] if w.at > self.marks["cut"]]
         alone = sum(1 for w in since if w.copies == 1)
         self.teller.say(
-            f"after the links broke: {alone} checkpoints with copies = 1 acknowledged at home alone, {len(since) - alone} with 2"
+            f"{self.marks['kill'] - self.marks['cut']:.1f} s without links: {alone} checkpoints with copies = 1 were acknowledged "
+            f"at home alone, {len(since) - alone} with copies = 2"
         )
 
     async def _killed(self) -> bool:
@@ -249,7 +255,7 @@ class Demo:
         how = "you type the commands" if self.options.interactive else "the demo plays all three people"
         self.teller.act(f"Two people approve with their SSH keys ({how})")
         if not self.options.interactive:
-            ran = await self.run(*self._approval(REQUESTER), expect=None)
+            ran = await self.run(*self._approval(REQUESTER), expect=None, last=2)
             if ran.code == 0:
                 raise Unavailable("the requester's own approval was taken", hint="this breaks promise 3; keep the logs")
             self.teller.say(f"refused, exit code {ran.code}: whoever asks does not count", "yellow")
@@ -258,7 +264,7 @@ class Demo:
             async def counted(n: int = n) -> bool:
                 return sum(1 for a in (await self.api(f"/v1/plans/{self.plan_id}"))["approvals"] if a["valid"]) >= n
 
-            await self._act_of_person(self._approval(name), counted, f"approval {n}")
+            await self._act_of_person(self._approval(name), counted, f"approval {n}", last=3)
         self.marks["approved"] = time.time()
 
     def _approval(self, name: str) -> tuple[str, ...]:
@@ -329,8 +335,7 @@ class Demo:
     async def thaw(self) -> None:
         """Act 10: the old region wakes up and does not know."""
         self.teller.act(f"{self.source} comes back; a late writer tries to go on")
-        for other in self.lab.topology.others(self.source):
-            await self.run("lab", "link", self.source, other.name, "--heal", *self._dir(), quiet=True)
+        await self.lab.wan("set", source=self.source, cut=False)
         self.marks["thaw"] = time.time()
         back = self._source_is_back
         await self._act_of_person(("lab", "thaw", self.source, *self._dir()), back, "the region to be thawed")
@@ -440,20 +445,22 @@ class Demo:
     def _dir(self) -> tuple[str, ...]:
         return () if self.options.shown_dir == DEFAULT_STATE_DIR else ("--state-dir", str(self.options.shown_dir))
 
-    async def run(self, *arguments: str, expect: int | None = 0, quiet: bool = False) -> Ran:
-        """One command, shown as typed, with its output. Raises Unavailable for another exit code than ``expect`` (None = any)."""
+    async def run(self, *arguments: str, expect: int | None = 0, last: int = 0) -> Ran:
+        """One command, shown as typed, with its output (``last`` > 0: that many lines of it).
+        Raises Unavailable for another exit code than ``expect`` (None = any)."""
         self.teller.command(typed(arguments))
         ran = await run_drctl(arguments, {"DR_CONFIG": str(self.lab.topology.operator_config)})
-        if not quiet or ran.code != expect:
-            self.teller.output(ran.output)
+        self.teller.output(ran.output, last)
         if expect is not None and ran.code != expect:
             raise Unavailable(f"`{typed(arguments)}` ended with exit code {ran.code}", hint="its output is above")
         return ran
 
-    async def _act_of_person(self, command: Sequence[str], done: Callable[[], Awaitable[bool]], what: str) -> None:
+    async def _act_of_person(
+        self, command: Sequence[str], done: Callable[[], Awaitable[bool]], what: str, *, last: int = 0
+    ) -> None:
         """Runs the command; or, interactive, shows it and waits until somebody has typed it (or done the same)."""
         if not self.options.interactive:
-            await self.run(*command)
+            await self.run(*command, last=last)
             if not await done():
                 await self.wait(done, what, regions=True)
             return

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import aioboto3
 import httpx
 
 from controller.adapters.dns import DnsResolver
 from controller.adapters.region_store import AwsRegionStore
 from controller.domain.model import EpochStart, Head, Kind, SegmentRef
 from controller.errors import DrError
+from controller.lab.aws import LAB_ENVIRONMENT
 from controller.lab.demo_report import Stored
 from controller.lab.topology import ControllerPlace, Topology
 from controller.stream.segment import decode_segment
@@ -39,6 +41,11 @@ def open_store(topology: Topology, region: str) -> AwsRegionStore:
         call_timeout_seconds=5.0,
         connect_timeout_seconds=2.0,
         max_pool_connections=READERS * 2,
+        session=aioboto3.Session(
+            # Made up, as all of the lab's: whoever runs this may have real ones in the environment.
+            aws_access_key_id=LAB_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=LAB_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"],
+        ),
     )
 
 

@@ -29,6 +29,9 @@ IDENTITY = "DRLAB_IDENTITY"
 
 PR_SET_PDEATHSIG = 1
 
+LINE_CHARS = 400
+"""Longest line of a log that is shown in an error."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -241,7 +244,7 @@ def tail(path: Path, lines: int = 12) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(line if len(line) <= LINE_CHARS else f"{line[:LINE_CHARS]}…" for line in text.splitlines()[-lines:])
 
 
 def marked(identity: str) -> tuple[int, ...]:

@@ -120,10 +120,14 @@ class Lab:
         self._start_wan()
         self._start_webhook()
         self._start_etcd()
-        async with asyncio.TaskGroup() as group:
-            zone = group.create_task(self._start_stand_ins())
-            group.create_task(self._found_group())
-        self.topology = with_zone(self.topology, zone.result())
+        founding = asyncio.create_task(self._found_group())
+        try:
+            zone_id = await self._start_stand_ins()
+            await founding
+        finally:
+            founding.cancel()
+            await asyncio.gather(founding, return_exceptions=True)
+        self.topology = with_zone(self.topology, zone_id)
         self._write_settings()
         self._start_dns()
 
@@ -257,11 +261,17 @@ class Lab:
 
         global_part = loop.run_in_executor(self._threads, start_route53)
         parts = {name: loop.run_in_executor(self._threads, start_region, name) for name in regions}
-        for name, part in parts.items():
-            self._adopt(f"store-{name}", "store", name, await part)
-        stand_in, zone_id = await global_part
+        # All of them are waited for, so that none is forgotten when one fails.
+        *stores, route53 = await asyncio.gather(*parts.values(), global_part, return_exceptions=True)
+        for name, store in zip(parts, stores, strict=True):
+            if isinstance(store, AwsStandIn):
+                self._adopt(f"store-{name}", "store", name, store)
+        for result in (*stores, route53):
+            if isinstance(result, BaseException):
+                raise result
+        stand_in, zone_id = route53
         self._adopt("route53", "route53", "", stand_in)
-        return zone_id
+        return str(zone_id)
 
     def _adopt(self, name: str, kind: str, region: str, stand_in: AwsStandIn) -> None:
         self._stand_ins[name] = stand_in

@@ -65,9 +65,12 @@ class Teller:
         """A command as a person would type it."""
         self.console.print(f"{self._clock()}  $ {line}", style="bold", soft_wrap=True)
 
-    def output(self, text: str) -> None:
-        """What a command printed, its colours kept out."""
-        for line in text.rstrip("\n").splitlines():
+    def output(self, text: str, last: int = 0) -> None:
+        """What a command printed. ``last`` > 0: the plan has been shown before, only that many lines are."""
+        lines = text.rstrip("\n").splitlines()
+        if 0 < last < len(lines):
+            lines = ["… (the plan, as above)", *lines[-last:]]
+        for line in lines:
             self.console.print(f"            | {line}", style="dim", soft_wrap=True)
 
     def table(self, table: Table) -> None:

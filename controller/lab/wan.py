@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from controller.errors import Refused
 from controller.lab import control
@@ -83,8 +83,7 @@ class Pipe(asyncio.Protocol):
         self.peer: Pipe | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from asyncio's
         self._link.connections.add(self)
         if self.peer is None:
             self._connecting = self._loop.create_task(self._connect())

@@ -148,9 +148,10 @@ def _agent_routes(service: ControllerService) -> APIRouter:
 
     @router.get("/agents/{agent}/records", response_model=tuple[Record, ...], summary="Records, newest first")
     async def records(
-        agent: AgentName, limit: Limit = 100, before: Annotated[int | None, Query(ge=0, lt=2**63)] = None
+        agent: AgentName, limit: Limit = 100, before: Annotated[str | None, Query(max_length=300)] = None
     ) -> Response:
-        return _answer(tuple[Record, ...], service.records(agent, limit, before))
+        older = None if before is None else named(before, "before", DEFAULT_LIMITS.id_chars)
+        return _answer(tuple[Record, ...], service.records(agent, limit, older))
 
     @router.get("/agents/{agent}/records/{record}", responses=_RECORD_ANSWER, response_class=Response, summary="One record")
     async def read(agent: AgentName, record: RecordId) -> Response:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import stamina.instrumentation
 import structlog
 import uvicorn
 import uvloop
@@ -68,6 +69,8 @@ def configure_logging() -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    # A retry inside an adapter is not news; what it could not mend arrives as an error and is said once, with its reason.
+    stamina.instrumentation.set_on_retry_hooks([])
 
 
 async def check_coordinator(coordinator: Coordinator, clock: Clock, *, production: bool) -> str:

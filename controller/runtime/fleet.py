@@ -125,19 +125,24 @@ class FleetManager:
         self._attempts: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._active_since: float | None = None
+        self._tenure = -1
+        self._paused = False
         self._scan_at = -math.inf
         self._rights_end = -math.inf
         self._assigning = asyncio.Lock()
 
     # ------------------------------------------------------------------------------------------------------- lifetime
 
-    def activate(self) -> None:
-        """An epoch was opened here. Reads tasks and assignments from the view. Raises Unavailable, Corrupt (call again)."""
-        self._agents.clear()
-        self._attempts.clear()
+    def activate(self, *, paused: bool = False) -> None:
+        """An epoch was opened here, or goes on after a drain that was aborted. Reads tasks and assignments from the view.
+        ``paused``: ticks move nobody before ``resume_all`` (a promotion is under way). Raises Unavailable, Corrupt."""
+        if self._epoch() != self._tenure:
+            self._agents.clear()
+            self._attempts.clear()
+            self._tenure = self._epoch()
         self._dirty.clear()
-        self._rights_end = -math.inf
         self._scan()
+        self._paused = paused
         self._active_since = self._clock.monotonic()
 
     def deactivate(self) -> None:
@@ -202,7 +207,8 @@ class FleetManager:
         return right
 
     def granted(self, agents: Iterable[str], right_seconds: float) -> None:
-        """An ingest answer gave ``right_seconds`` to whoever sent records of these agents: call it before the answer leaves.
+        """An ingest answer gave ``right_seconds`` to whoever sent records of these agents: call it before the answer leaves,
+        with the agents whose records passed ``check_attempt`` (a host's right is extended by those only).
         It counts as a sign of life of their hosts, and their agents are not moved before that right has passed."""
         now = self._clock.monotonic()
         until = now + max(0.0, right_seconds) + RIGHT_MARGIN_SECONDS
@@ -288,6 +294,8 @@ class FleetManager:
         """Moves agents of failed hosts and gives new tasks to hosts, at most ``pace`` of them. Raises NotActive; Unavailable
         when the view or the stream cannot be used (nothing is handed out then)."""
         since = self._require_active()
+        if self._paused:
+            return TickReport("agents wait for the step `resume` of a promotion", "", 0, 0, (), 0)
         async with self._assigning:
             self._refresh()
             decision = self._decide(self._policy, unknown_heard_at=since)
@@ -304,6 +312,8 @@ class FleetManager:
         pace = max(1, math.ceil(pace_per_second / 4))
         resumed: dict[str, Mapping[str, object]] = {}
         held = assigned = 0
+        self._require_active()
+        self._paused = False
         async with self._assigning:
             self._scan()
             while True:

@@ -19,10 +19,10 @@ from controller.lab.aws import AwsStandIn
 from tests.support.http_fault_proxy import Fault, HttpFaultProxy
 from tests.support.stores import TABLE, AwsWorld, link, next_commit, stand_in, token
 
-pytestmark = pytest.mark.aws
+pytestmark = [pytest.mark.aws, pytest.mark.slow]
 
 S = "s0"
-BUDGET_SECONDS = 3.0
+BUDGET_SECONDS = 2.0
 
 
 @pytest.fixture(scope="session")

@@ -231,7 +231,7 @@ class FakeService:
         except KeyError:
             raise NotFound(f"agent {agent} has no record {record_id}", hint="list them first") from None
 
-    def records(self, agent: str, limit: int, before: int | None) -> tuple[Record, ...]:
+    def records(self, agent: str, limit: int, before: str | None) -> tuple[Record, ...]:
         return tuple(pair[0] for (name, _), pair in self.bodies.items() if name == agent)[:limit]
 
     # -- people

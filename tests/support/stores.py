@@ -12,6 +12,7 @@ from typing import Any
 
 import aioboto3
 import boto3
+import pytest
 
 from controller.adapters.memory.gate import OpenGate
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
@@ -28,6 +29,7 @@ TABLE = "dr-contract"
 @contextmanager
 def stand_in() -> Iterator[AwsStandIn]:
     """A ministack with bucket and table; made-up credentials are in the environment meanwhile."""
+    pytest.importorskip("ministack", reason="the stand-in for AWS is not installed (extra: lab)")
     before = {name: os.environ.get(name) for name in LAB_ENVIRONMENT}
     os.environ.update(LAB_ENVIRONMENT)
     try:

@@ -71,6 +71,21 @@ def test_a_put_is_acknowledged_and_extends_the_right_from_when_it_was_sent() -> 
     run_virtual(story())
 
 
+def test_a_hosts_right_is_extended_only_by_records_under_an_assignment() -> None:
+    async def story() -> None:
+        world = World()
+        world.store.attempts["moved"] = 2
+        async with world.client(agent_host="h1") as client:
+            await client.put("unassigned", "1", b"body")
+            with pytest.raises(Fenced):
+                await client.put("moved", "1", b"body", attempt=1)
+            assert client.right.remaining() == 0.0
+            await client.put("mine", "1", b"body", attempt=1)
+            assert client.right.remaining() == pytest.approx(5.0)
+
+    run_virtual(story())
+
+
 def test_a_lost_answer_is_retried_and_comes_back_as_a_duplicate() -> None:
     async def story() -> None:
         world = World()

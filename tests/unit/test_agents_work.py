@@ -33,7 +33,7 @@ def undisturbed(agent: str, steps: int) -> list[bytes]:
 
 def test_every_python_brings_a_corpus_along() -> None:
     assert len(CORPUS.passages) > 50
-    assert CORPUS == work.load_corpus()
+    assert work.load_corpus() == CORPUS
 
 
 def test_a_directory_can_be_the_corpus_and_an_empty_one_is_named(tmp_path: Path) -> None:

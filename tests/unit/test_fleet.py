@@ -465,6 +465,42 @@ def test_a_promotion_resumes_every_unfinished_task_from_its_last_checkpoint_at_a
     run_virtual(story())
 
 
+def test_nobody_is_moved_before_the_step_resume_of_a_promotion() -> None:
+    async def story() -> None:
+        stream = Stream()
+        old = World(stream)
+        old.manager.activate()
+        await old.manager.create_task("a", {})
+        new = World(stream)
+        await new.beat("h1")
+        new.manager.activate(paused=True)
+        assert (await new.manager.tick()).moved == 0
+        assert (await new.manager.resume_all(100.0))["assigned"] == 1
+
+    run_virtual(story())
+
+
+def test_a_drain_that_is_aborted_forgets_neither_rights_nor_used_numbers() -> None:
+    async def story() -> None:
+        world = World()
+        world.manager.activate()
+        await world.beat("h1")
+        await world.manager.create_task("a", {})
+        world.stream.fail = Unavailable("home store")
+        with pytest.raises(Unavailable):
+            await world.manager.tick()
+        world.stream.fail = None
+        end = world.manager.rights_end()
+        world.manager.deactivate()
+        assert not (await world.beat("h1")).active
+        world.manager.activate()
+        assert world.manager.rights_end() == end
+        await world.manager.tick()
+        assert attempts(await world.beat("h1")) == {"a": 2}
+
+    run_virtual(story())
+
+
 def test_a_promotion_without_hosts_lets_tasks_wait_and_says_so() -> None:
     async def story() -> None:
         stream = Stream()

@@ -1,0 +1,109 @@
+"""After etcd was lost or restored from an old snapshot: brings the group's records back in line with what the stores know.
+
+Region stores outlive etcd. Each head carries the greatest epoch that fenced it and the list of epochs that wrote its
+history, so the *floor* of epochs and the forks can be read back from them: greatest ``(epoch of the last segment, seq)``
+wins (DESIGN sections 4 and 9). What cannot be read back is who may have acknowledged alone; so every store is recorded as
+one that may, and the next epoch holds until all of them are fenced, or until people approve the loss.
+
+Never automatic: a person compares the stores first and confirms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from controller.domain.model import Authority, EpochStart, Forks, Head, Unknown
+from controller.domain.replication import quorum_lacks
+from controller.errors import Conflict, Refused, Unavailable
+from controller.ports import Compare, Operation, Put
+from controller.runtime.audit import Audit
+from controller.runtime.documents import encode, read
+from controller.runtime.evidence import Outside, read_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a recovery would write, for people to compare before they confirm. ``changes`` empty: nothing is wrong."""
+
+    authority: Authority
+    floor: int
+    forks: Mapping[str, Forks]
+    heads: Mapping[str, Mapping[str, Head | Unknown]]
+    changes: tuple[str, ...]
+
+
+async def examine(outside: Outside, stores: tuple[str, ...], region: str | None) -> Recovery:
+    """Compares etcd with the stores. ``region``: who shall be active, needed only when etcd has no authority at all.
+
+    Raises Unavailable when too few stores answer to know the floor, Refused when ``region`` is missing or unknown.
+    """
+    keys, coordinator = outside.keys, outside.coordinator
+    found = await read(coordinator, keys.authority, Authority)
+    if found is None and region not in stores:
+        raise Refused(
+            f"etcd has no authority for group {keys.group}, and region = {region!r} is not one of {', '.join(stores)}",
+            hint="say which region shall be active: drctl recover --region REGION",
+        )
+    heads = {stream: await read_heads(outside, stream) for stream in outside.streams}
+    for by_region in heads.values():
+        lacks = quorum_lacks(stores, [name for name, head in by_region.items() if isinstance(head, Head)])
+        if lacks is not None:
+            raise Unavailable(f"the floor of epochs cannot be known: {lacks}", hint="bring the stores back first")
+    known = [head for by_region in heads.values() for head in by_region.values() if isinstance(head, Head)]
+    floor = max((head.epoch for head in known), default=0)
+    before = found.value if found else Authority(region or "", 0, stores)
+    changes = [] if found else [f"authority: {before.region} (etcd had none)"]
+    if before.epoch < floor:
+        changes.append(f"epoch: {before.epoch} -> {floor}")
+    forks: dict[str, Forks] = {}
+    for stream, by_region in heads.items():
+        recorded = await read(coordinator, keys.forks(stream), Forks)
+        starts = _longest([head for head in by_region.values() if isinstance(head, Head)])
+        old = recorded.value if recorded else Forks()
+        if _newer(starts, old.starts):
+            forks[stream] = Forks(starts, stores)
+            changes.append(f"forks of {stream}: {_shown(old.starts)} -> {_shown(starts)}; every store may have acknowledged alone")
+    return Recovery(replace(before, epoch=max(before.epoch, floor)), floor, forks, heads, tuple(changes))
+
+
+async def recover(outside: Outside, audit: Audit, found: Recovery, *, actor: str, confirm: str) -> None:
+    """Writes what ``examine`` found, in one transaction that requires that nobody holds the group. ``confirm``: the group's name.
+
+    Raises Refused for a wrong confirmation or a living holder, Conflict when the authority changed since.
+    """
+    keys = outside.keys
+    if confirm != keys.group:
+        raise Refused(f"confirm = {confirm!r}: it must be the group's name, {keys.group!r}", hint="compare the stores first")
+    authority = await read(outside.coordinator, keys.authority, Authority)
+    compare = [Compare.modified(keys.authority, authority.revision) if authority else Compare.absent(keys.authority)]
+    compare += [Compare.absent(keys.holder(stream)) for stream in outside.streams]
+    then: list[Operation] = [Put(keys.authority, encode(found.authority))]
+    then += [Put(keys.forks(stream), encode(forks)) for stream, forks in found.forks.items()]
+    result = await audit.commit(
+        compare,
+        then,
+        at=outside.clock.wall(),
+        actor=actor,
+        action="recover",
+        subject=keys.group,
+        detail={"changes": list(found.changes), "floor": found.floor},
+    )
+    if not result.succeeded:
+        raise Conflict(
+            "somebody holds the group, or the authority changed meanwhile",
+            hint="drctl status; a holder that lives needs no recovery, wait for its lease to end",
+        )
+
+
+def _longest(heads: list[Head]) -> tuple[EpochStart, ...]:
+    best = max(heads, key=lambda head: (head.last_epoch, head.seq), default=None)
+    return best.epochs if best else ()
+
+
+def _newer(found: tuple[EpochStart, ...], recorded: tuple[EpochStart, ...]) -> bool:
+    return bool(found) and (not recorded or found[-1].epoch > recorded[-1].epoch)
+
+
+def _shown(starts: tuple[EpochStart, ...]) -> str:
+    return ", ".join(f"{start.epoch}@{start.first_seq}" for start in starts) or "none"
