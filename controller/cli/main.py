@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from controller.cli import look, ops, plans
+from controller.cli import group, look, ops, plans
 from controller.cli.client import Usage
 from controller.cli.session import ConfigOption, EndpointOption, Interrupted, Output, OutputOption, Session, session
 from controller.errors import DrError
@@ -64,6 +64,8 @@ app.command()(look.journal)
 app.add_typer(look.audit_app, name="audit")
 app.command(epilog="Example: drctl serve --config /etc/dr/controller.toml")(ops.serve)
 app.add_typer(ops.config_app, name="config")
+app.command(epilog="Example: drctl bootstrap --config /etc/dr/controller.toml --region eu-west-1")(group.bootstrap)
+app.command(epilog="Example: drctl recover --config /etc/dr/controller.toml")(group.recover)
 app.command()(ops.version)
 
 

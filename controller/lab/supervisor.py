@@ -262,16 +262,16 @@ class Lab:
         global_part = loop.run_in_executor(self._threads, start_route53)
         parts = {name: loop.run_in_executor(self._threads, start_region, name) for name in regions}
         # All of them are waited for, so that none is forgotten when one fails.
-        *stores, route53 = await asyncio.gather(*parts.values(), global_part, return_exceptions=True)
-        for name, store in zip(parts, stores, strict=True):
-            if isinstance(store, AwsStandIn):
-                self._adopt(f"store-{name}", "store", name, store)
-        for result in (*stores, route53):
-            if isinstance(result, BaseException):
-                raise result
-        stand_in, zone_id = route53
+        await asyncio.wait([*parts.values(), global_part])
+        for name, part in parts.items():
+            if part.exception() is None:
+                self._adopt(f"store-{name}", "store", name, part.result())
+        for done in (*parts.values(), global_part):
+            if (error := done.exception()) is not None:
+                raise error
+        stand_in, zone_id = global_part.result()
         self._adopt("route53", "route53", "", stand_in)
-        return str(zone_id)
+        return zone_id
 
     def _adopt(self, name: str, kind: str, region: str, stand_in: AwsStandIn) -> None:
         self._stand_ins[name] = stand_in

@@ -7,5 +7,5 @@
     evidence      what a plan is decided on; watch: incidents and proposals; reporter: lag, canary, stand-in
     documents     every etcd key and its document; audit: the hash chain; bootstrap: founds a group
     api           HTTP; service: what the API needs of a controller; status, metrics: what is shown
-    daemon        `drctl serve`: settings to running process
+    wiring        settings to adapters; daemon: `drctl serve`; recovery: etcd's records read back from the stores
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from controller.domain.model import Ack, Authority, Frame, Head, IngestAnswer, Kind, Member, Record, Role, StreamReport
 from controller.domain.promotion import PlanRecord
 from controller.errors import Conflict, DrError, FenceLost, Unavailable
-from controller.ports import Clock, Coordinator, Identity, Pager, RegionStore, Resolver, Traffic
+from controller.ports import Clock, Coordinator, Identity, Page, Pager, RegionStore, Resolver, Traffic
 from controller.runtime.documents import Keys, Seen, read
 from controller.runtime.fleet import FleetManager
 from controller.runtime.opening import Opened, Opening, Parts
@@ -73,6 +73,7 @@ class Active:
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
         self._retired = False
+        self._paged = ""
 
     def start(self) -> None:
         """Begins to open the epoch, beside the heartbeats."""
@@ -184,7 +185,8 @@ class Active:
             ReportPolicy(rpo.seconds, rpo.settle_seconds, rpo.report_seconds, stream.canary_seconds, stream.brownout_seconds),
             settings.region,
         )
-        shell.fleet.activate()
+        # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
+        shell.fleet.activate(paused=await self._unfinished() is not None)
         self.serving = True
         shell.say(Role.ACTIVE, f"epoch {epoch} is open from segment {opened.tail.seq + 1}")
 
@@ -276,7 +278,10 @@ class Active:
         accepted = [one for number, one in enumerate(frames) if number not in refused]
         answered = iter(await self.submit(accepted) if accepted else ())
         acks = tuple(refused[number] if number in refused else next(answered) for number in range(len(frames)))
-        return IngestAnswer(self.tenure.fence.epoch, self.tenure.remaining_seconds(), acks)
+        right_seconds = self.tenure.remaining_seconds()
+        # Only records that passed their checks are a sign of life of the agent's host; a stale one is not.
+        self._shell.fleet.granted({one.record.agent for one in accepted}, right_seconds)
+        return IngestAnswer(self.tenure.fence.epoch, right_seconds, acks)
 
     def _problem(self, record: Record) -> DrError | None:
         try:
@@ -295,8 +300,23 @@ class Active:
         if not self._draining:
             await self._reporter.canary()
             ticked = await self._shell.fleet.tick()
+            await self._page(ticked.page)
             sentence = sentence or (ticked.reason if ticked.moved or ticked.page else None)
         return sentence
+
+    async def _page(self, text: str) -> None:
+        """Tells people about the fleet, once per text; nobody reached means that the next round tries again."""
+        if not text or text == self._paged:
+            self._paged = text
+            return
+        title = f"agents of {self._shell.settings.group} need people"
+        try:
+            await self._shell.ports.pager.page(
+                Page(f"fleet-{self.tenure.fence.epoch}", "critical", title, text, "region-failover")
+            )
+            self._paged = text
+        except Unavailable as error:
+            self._shell.tell("page", error.message)
 
     # ---------------------------------------------------------------------------------------------------- draining
 

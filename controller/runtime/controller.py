@@ -41,7 +41,7 @@ from controller.errors import DrError, NotActive, NotFound, Unavailable
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.audit import Audit
 from controller.runtime.documents import Keys, Seen, read, read_all
-from controller.runtime.evidence import Coordination, LocalKnowledge, Outside, gather, look, read_heads, read_traffic
+from controller.runtime.evidence import Coordination, LocalKnowledge, gather, look, read_heads, read_traffic
 from controller.runtime.fleet import FleetManager
 from controller.runtime.membership import Membership
 from controller.runtime.metrics import Metrics
@@ -59,6 +59,7 @@ from controller.runtime.status import Observation, compose
 from controller.runtime.takeover import Takeover, TakeoverPolicy, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.watch import Watch, WatchPolicy
+from controller.runtime.wiring import outside_of, stream_names
 from controller.settings import Settings, fingerprint
 from controller.stream.follower import Follower
 from controller.stream.reader import read_record
@@ -77,21 +78,12 @@ class Controller:
         self._ports = ports
         self._clock = ports.clock
         self._say_event = say
-        self._streams = tuple(f"s{number:02d}" for number in range(settings.stream.streams))
+        self._streams = stream_names(settings.stream.streams)
         self._keys = Keys(settings.etcd.prefix, settings.group)
         self._audit = Audit(ports.coordinator, self._keys)
         self._view = View(view_path)
         self._store = ports.stores[settings.region]
-        self._outside = Outside(
-            ports.coordinator,
-            self._keys,
-            ports.stores,
-            ports.traffic,
-            ports.resolver,
-            ports.clock,
-            self._streams,
-            settings.aws.call_timeout_seconds,
-        )
+        self._outside = outside_of(settings, ports)
         self._followers = {
             stream: Follower(self._store, self._view, stream, ports.clock, settings.group) for stream in self._streams
         }
@@ -458,10 +450,7 @@ class Controller:
 
     async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
         """See ``ControllerService``. A record under a stale attempt number fails alone."""
-        active = self._serving()
-        answer = await active.ingest(frames)
-        self._fleet.granted({frame.record.agent for frame in frames}, answer.right_seconds)
-        return answer
+        return await self._serving().ingest(frames)
 
     async def beat(self, beat: Beat) -> BeatAnswer:
         return await self._fleet.beat(beat)

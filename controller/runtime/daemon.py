@@ -1,4 +1,4 @@
-"""`drctl serve`: settings in, a running controller out. The only place where adapters are chosen.
+"""`drctl serve`: settings in, a running controller out.
 
 Ends with exit code 0 after SIGTERM or SIGINT (an orderly end gives the lease back once no agent has a right left), and with the
 error's own exit code when it cannot start. A bug in a loop ends the process with code 1: the lease expires and the other
@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import signal
 import sys
-import time
 from collections.abc import Iterator
 
 import stamina.instrumentation
@@ -22,17 +20,12 @@ import uvicorn
 import uvloop
 
 from controller.adapters.clock import SystemClock
-from controller.adapters.dns import DnsResolver
-from controller.adapters.etcd import EtcdCoordinator, is_trustworthy, parse_version
-from controller.adapters.identity import SshIdentity
-from controller.adapters.notify import LogPager, MultiPager, WebhookPager
-from controller.adapters.region_store import AwsRegionStore
-from controller.adapters.route53 import Route53Traffic
-from controller.domain.approval import NAMESPACE
+from controller.adapters.etcd import is_trustworthy, parse_version
 from controller.errors import DrError, Misconfigured, Unavailable
-from controller.ports import Clock, Coordinator, CoordinatorStatus, Pager
+from controller.ports import Clock, Coordinator, CoordinatorStatus
 from controller.runtime.api import create_app
-from controller.runtime.controller import Controller, Ports
+from controller.runtime.controller import Controller
+from controller.runtime.wiring import build_ports
 from controller.settings import Settings
 
 START_SECONDS = 60.0
@@ -105,7 +98,7 @@ async def _status(coordinator: Coordinator, *, last: bool) -> CoordinatorStatus 
 async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger) -> None:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
-        ports = await _ports(settings, clock, stack)
+        ports = await build_ports(settings, clock, stack)
         warning = await check_coordinator(ports.coordinator, clock, production=settings.environment == "production")
         if warning:
             log.warning("etcd", reason=warning)
@@ -167,73 +160,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-async def _ports(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> Ports:
-    etcd, aws = settings.etcd, settings.aws
-    coordinator = EtcdCoordinator(
-        etcd.endpoints,
-        call_timeout_seconds=etcd.call_timeout_seconds,
-        ca_file=_text(etcd.ca_file),
-        cert_file=_text(etcd.cert_file),
-        key_file=_text(etcd.key_file),
-        username=etcd.username,
-        password=etcd.password.get_secret_value() if etcd.password else None,
-    )
-    stack.push_async_callback(coordinator.close)
-    stores: dict[str, AwsRegionStore] = {}
-    for region, place in settings.regions.items():
-        store = AwsRegionStore(
-            region,
-            group=settings.group,
-            bucket=place.bucket,
-            table=place.table,
-            prefix=settings.stream.prefix,
-            aws_region=place.aws_region,
-            s3_endpoint=place.s3_endpoint,
-            dynamodb_endpoint=place.dynamodb_endpoint,
-            call_timeout_seconds=aws.call_timeout_seconds,
-            connect_timeout_seconds=aws.connect_timeout_seconds,
-            max_pool_connections=aws.max_pool_connections,
-        )
-        await store.start()
-        stack.push_async_callback(store.close)
-        stores[region] = store
-    traffic = settings.traffic
-    return Ports(
-        coordinator=coordinator,
-        stores=stores,
-        traffic=Route53Traffic(
-            traffic.zone_id,
-            traffic.name,
-            regions=tuple(settings.regions),
-            ttl_seconds=traffic.ttl_seconds,
-            endpoint=traffic.endpoint,
-            aws_region=traffic.aws_region,
-            call_timeout_seconds=aws.call_timeout_seconds,
-        ),
-        resolver=DnsResolver(settings.dns.servers, settings.dns.timeout_seconds),
-        identity=SshIdentity(settings.approvals.allowed_signers, NAMESPACE, clock.wall),
-        pager=_pager(settings),
-        clock=clock,
-        new_id=_new_plan_id,
-    )
-
-
-def _pager(settings: Settings) -> Pager:
-    pagers: list[Pager] = [LogPager()]
-    if settings.notify.webhook_url is not None:
-        pagers.append(WebhookPager(settings.notify.webhook_url, settings.notify.timeout_seconds))
-    return MultiPager(pagers)
-
-
-def _new_plan_id() -> str:
-    """Sorts by day and is short enough to be read out on a call."""
-    return f"{time.strftime('%m%d-%H%M', time.gmtime())}-{secrets.token_hex(2)}"
-
-
-def _text(path: object) -> str | None:
-    return None if path is None else str(path)
 
 
 __all__ = ["check_coordinator", "configure_logging", "serve"]

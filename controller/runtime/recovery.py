@@ -63,7 +63,9 @@ async def examine(outside: Outside, stores: tuple[str, ...], region: str | None)
         old = recorded.value if recorded else Forks()
         if _newer(starts, old.starts):
             forks[stream] = Forks(starts, stores)
-            changes.append(f"forks of {stream}: {_shown(old.starts)} -> {_shown(starts)}; every store may have acknowledged alone")
+            changes.append(
+                f"forks of {stream}: {_shown(old.starts)} -> {_shown(starts)}; every store may have acknowledged alone"
+            )
     return Recovery(replace(before, epoch=max(before.epoch, floor)), floor, forks, heads, tuple(changes))
 
 

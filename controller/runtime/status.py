@@ -126,7 +126,7 @@ def _sentence(seen: Observation, exposure: float | Unknown) -> tuple[str, str]:
     """What is going on, and what to type next."""
     if isinstance(seen.authority, Unknown):
         return f"etcd does not answer {seen.region}: {seen.authority.why}", "wait, or ask a controller of another region"
-    moving = [record for record in seen.plans if record.state not in (State.AWAITING_APPROVAL,)]
+    moving = [record for record in seen.plans if record.state is not State.AWAITING_APPROVAL]
     if moving:
         record = moving[-1]
         return (

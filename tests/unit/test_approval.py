@@ -34,7 +34,7 @@ def approval(of: PlanRecord, principal: str = "alice", **changes: object) -> App
 def test_the_statement_is_canonical_json_of_exactly_the_agreed_fields() -> None:
     signed = statement("g", "p1", "ab", "approve", "alice", 1800000900)
     assert signed == (
-        b'{"decision":"approve","digest":"ab","expires_at":1800000900.0,"group":"g","plan":"p1","principal":"alice","v":1}'
+        b'{"decision":"approve","digest":"ab","expires_at":1800000900,"group":"g","plan":"p1","principal":"alice","v":1}'
     )
     assert json.loads(signed)["v"] == 1
 

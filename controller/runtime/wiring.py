@@ -1,0 +1,107 @@
+"""Settings to adapters: the only place where the outside systems of a running controller are chosen."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+
+from controller.adapters.dns import DnsResolver
+from controller.adapters.etcd import EtcdCoordinator
+from controller.adapters.identity import SshIdentity
+from controller.adapters.notify import LogPager, MultiPager, WebhookPager
+from controller.adapters.region_store import AwsRegionStore
+from controller.adapters.route53 import Route53Traffic
+from controller.domain.approval import NAMESPACE
+from controller.ports import Clock, Pager
+from controller.runtime.active import Ports
+from controller.runtime.documents import Keys
+from controller.runtime.evidence import Outside
+from controller.settings import Settings
+
+
+async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> Ports:
+    """Adapters for ``settings``, closed by ``stack``. Nothing is called yet but what opens sessions. Raises Misconfigured."""
+    etcd, aws = settings.etcd, settings.aws
+    coordinator = EtcdCoordinator(
+        etcd.endpoints,
+        call_timeout_seconds=etcd.call_timeout_seconds,
+        ca_file=_text(etcd.ca_file),
+        cert_file=_text(etcd.cert_file),
+        key_file=_text(etcd.key_file),
+        username=etcd.username,
+        password=etcd.password.get_secret_value() if etcd.password else None,
+    )
+    stack.push_async_callback(coordinator.close)
+    stores: dict[str, AwsRegionStore] = {}
+    for region, place in settings.regions.items():
+        store = AwsRegionStore(
+            region,
+            group=settings.group,
+            bucket=place.bucket,
+            table=place.table,
+            prefix=settings.stream.prefix,
+            aws_region=place.aws_region,
+            s3_endpoint=place.s3_endpoint,
+            dynamodb_endpoint=place.dynamodb_endpoint,
+            call_timeout_seconds=aws.call_timeout_seconds,
+            connect_timeout_seconds=aws.connect_timeout_seconds,
+            max_pool_connections=aws.max_pool_connections,
+        )
+        await store.start()
+        stack.push_async_callback(store.close)
+        stores[region] = store
+    traffic = settings.traffic
+    return Ports(
+        coordinator=coordinator,
+        stores=stores,
+        traffic=Route53Traffic(
+            traffic.zone_id,
+            traffic.name,
+            regions=tuple(settings.regions),
+            ttl_seconds=traffic.ttl_seconds,
+            endpoint=traffic.endpoint,
+            aws_region=traffic.aws_region,
+            call_timeout_seconds=aws.call_timeout_seconds,
+        ),
+        resolver=DnsResolver(settings.dns.servers, settings.dns.timeout_seconds),
+        identity=SshIdentity(settings.approvals.allowed_signers, NAMESPACE, clock.wall),
+        pager=_pager(settings),
+        clock=clock,
+        new_id=_new_plan_id,
+    )
+
+
+def _pager(settings: Settings) -> Pager:
+    pagers: list[Pager] = [LogPager()]
+    if settings.notify.webhook_url is not None:
+        pagers.append(WebhookPager(settings.notify.webhook_url, settings.notify.timeout_seconds))
+    return MultiPager(pagers)
+
+
+def _new_plan_id() -> str:
+    """Sorts by day and is short enough to be read out on a call."""
+    return f"{time.strftime('%m%d-%H%M', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def stream_names(count: int) -> tuple[str, ...]:
+    """The names of a group's streams."""
+    return tuple(f"s{number:02d}" for number in range(count))
+
+
+def outside_of(settings: Settings, ports: Ports) -> Outside:
+    """The ports as the readers of evidence want them."""
+    return Outside(
+        ports.coordinator,
+        Keys(settings.etcd.prefix, settings.group),
+        ports.stores,
+        ports.traffic,
+        ports.resolver,
+        ports.clock,
+        stream_names(settings.stream.streams),
+        settings.aws.call_timeout_seconds,
+    )
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)
