@@ -95,7 +95,10 @@ class NotFound(Refused):
 
 
 class Conflict(Refused):
-    """The thing was changed by somebody else since it was read (a compare-and-set that did not match). Re-read and decide again."""
+    """The thing was changed by somebody else since it was read (a compare-and-set that did not match).
+
+    Re-read and decide again.
+    """
 
     code = "conflict"
     http_status = 409

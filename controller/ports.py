@@ -233,7 +233,10 @@ class Resolver(Protocol):
     """DNS as seen from outside. Failures of a server are values in its answer, never exceptions."""
 
     async def ask(self, name: str, rdtype: str) -> tuple[Answer, ...]:
-        """Asks every configured server directly, in parallel. ``values`` are sorted texts (TXT strings joined, without quotes)."""
+        """Asks every configured server directly, in parallel.
+
+        ``values`` are sorted texts (TXT strings joined, without quotes).
+        """
         ...
 
 

@@ -252,7 +252,8 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the lab running at the end, until Ctrl-C.")] = False,
 ) -> None:
     """Play the whole story: a region dies, people approve, the fleet moves, nothing is lost silently."""
-    from controller.lab.demo import Demo, Options
+    from controller.lab.demo import Demo
+    from controller.lab.demo_stage import Options
     from controller.lab.topology import build
 
     topology = build(read_settings(settings), state_dir.absolute(), offset=port_offset)

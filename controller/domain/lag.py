@@ -26,7 +26,7 @@ class Backlog:
 
 
 def region_lag(backlog: Backlog, verified_seq: int | Unknown, now: float) -> RegionLag:
-    """Lag of one region as its writer knows it, at wall time ``now`` (the holder's own clock, which also stamped the records)."""
+    """Lag of one region as its writer knows it. ``now`` is the holder's own wall clock, which also stamped the records."""
     seconds = 0.0 if backlog.oldest_received_at is None else max(0.0, now - backlog.oldest_received_at)
     return RegionLag(
         region=backlog.region,
@@ -119,7 +119,10 @@ def estimate(basis: LossBasis) -> Loss:
         records=records,
         records_unknown=True,
         seconds=seconds,
-        basis=f"store {unread} was not read: from the receipt of the last recovered record to the end of the old holder's right",
+        basis=(
+            f"store {unread} was not read: "
+            "from the receipt of the last recovered record to the end of the old holder's right"
+        ),
         worst=worst_agents,
     )
 

@@ -65,7 +65,10 @@ class EpochStart:
 
 @dataclass(frozen=True, slots=True)
 class Salvage:
-    """A diverged tail that a realignment cut off a store: ``first_seq … last_seq`` as owned by ``epochs``; objects still there."""
+    """A diverged tail that a realignment cut off a store: ``first_seq … last_seq`` as owned by ``epochs``.
+
+    Its objects are still there.
+    """
 
     first_seq: int
     last_seq: int
@@ -334,7 +337,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The answer to one record. ``acknowledged`` and ``duplicate`` (equal body, already safe) are promises; ``failed`` is not."""
+    """The answer to one record.
+
+    ``acknowledged`` and ``duplicate`` (equal body, already safe) are promises; ``failed`` is not.
+    """
 
     agent: str
     id: str
@@ -383,7 +389,11 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class BeatAnswer:
-    """``active`` False: this controller does not serve agents now; stop what runs when its right has passed, ask ``active_address``."""
+    """The answer to a heartbeat.
+
+    ``active`` False: this controller does not serve agents now; stop what runs when its right has passed, ask
+    ``active_address``.
+    """
 
     active: bool
     epoch: int

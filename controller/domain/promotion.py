@@ -1,10 +1,16 @@
 """A plan's life as one table: states, events, and what may follow what. Read this file first to know what a promotion does.
 
-    awaiting-approval ─▶ quiescing ─▶ authorizing ─▶ fencing ─▶ catching-up ─▶ verifying ─▶ resuming ─▶ routing ─▶ confirming ─▶ reporting ─▶ done
-            │                │             │                      │    ▲
-            ▼                ▼             ▼                      ▼    │ LossApproved
-      refused / void /     aborted      aborted                 holding┘
-      expired / aborted
+    awaiting-approval ─▶ quiescing ─▶ authorizing ─▶ fencing ─▶ …
+            │                │             │
+            └────────────────┼─────────────┘
+                             ▼
+             refused / void / expired / aborted
+
+    … fencing ─▶ catching-up ───────────────▶ verifying ─▶ resuming ─▶ routing ─▶ confirming ─▶ reporting ─▶ done
+                   │     ▲                        ▲
+     loss-exceeded │     │ loss-approved          │ caught-up
+                   ▼     │                        │
+                   holding ───────────────────────┘
 
 Everything before ``authorizing`` ends can be aborted: the authority has not moved. After it the way is forward, or a new
 plan. ``holding``: the loss turned out worse than what people approved, so the epoch is not opened until the missing

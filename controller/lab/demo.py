@@ -10,9 +10,6 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,11 +18,11 @@ from controller.agent import AsyncCheckpoints
 from controller.errors import Unavailable
 from controller.lab import demo_report as report
 from controller.lab import work
+from controller.lab.demo_commands import command
 from controller.lab.demo_evidence import (
     ActiveWatch,
     OutsideView,
     look_from_outside,
-    measured,
     open_store,
     read_history,
     read_refs,
@@ -34,18 +31,13 @@ from controller.lab.demo_evidence import (
 from controller.lab.demo_ledger import Ledgers
 from controller.lab.demo_report import Report, Stored
 from controller.lab.demo_show import show_report
+from controller.lab.demo_stage import Options, Stage
 from controller.lab.late_writer import read_log
-from controller.lab.layout import DEFAULT_STATE_DIR
 from controller.lab.processes import Started, tail
-from controller.lab.supervisor import APPROVERS, REQUESTER, Lab
-from controller.lab.telling import Ran, Teller, run_drctl, typed
+from controller.lab.supervisor import APPROVERS, REQUESTER
 from controller.lab.topology import Topology
 
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 90.0
-"""For what the controllers do by themselves."""
-PEOPLE_SECONDS = 3600.0
-"""For what a person types (``--interactive``)."""
 WARM_CHECKPOINTS = 4
 """Acknowledged checkpoints that every agent has before the disaster begins."""
 BROKEN_LINK_SECONDS = 1.5
@@ -53,28 +45,12 @@ BROKEN_LINK_SECONDS = 1.5
 the kill (the command needs a second of its own) is what the promotion will lose."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the person chose. ``shown_dir``: the state directory as it was typed, for the commands that are shown."""
-
-    agents: int = 50
-    corpus: Path | None = None
-    interactive: bool = False
-    output: Path | None = None
-    keep: bool = False
-    shown_dir: Path = DEFAULT_STATE_DIR
-
-
-class Demo:
+class Demo(Stage):
     """One run. ``play`` goes through all acts and always takes the lab down."""
 
     def __init__(self, topology: Topology, options: Options) -> None:
-        self.options = options
-        self.teller = Teller()
-        self.lab = Lab(topology, say=self.teller.say, agents=options.agents, corpus=options.corpus)
+        super().__init__(topology, options)
         self.ledgers = Ledgers(self.lab.hosts)
-        self.source = topology.home
-        self.target = ""
         self.stream = ""
         self.old_epoch = 0
         self.plan_id = ""
@@ -87,7 +63,6 @@ class Demo:
         self.survived: tuple[Stored, ...] = ()
         self.salvaged: tuple[Stored, ...] = ()
         self.watch = ActiveWatch(topology.controllers)
-        self._http = httpx.AsyncClient(timeout=5.0, trust_env=False)
 
     # ------------------------------------------------------------------------------------------------------------ play
 
@@ -109,7 +84,7 @@ class Demo:
             raise
         finally:
             await self.watch.stop()
-            await self._http.aclose()
+            await self.http.aclose()
             await self.lab.down()
 
     async def _acts(self) -> None:
@@ -149,7 +124,7 @@ class Demo:
             counts = dict.fromkeys(specs, 0)
             for written in self.ledgers.acknowledged(self.source):
                 counts[written.agent] = counts.get(written.agent, 0) + 1
-            return min(counts.values()) >= WARM_CHECKPOINTS and await self._within_rpo()
+            return min(counts.values()) >= WARM_CHECKPOINTS and await self.within_rpo()
 
         await self.wait(warm, f"{WARM_CHECKPOINTS} acknowledged checkpoints of every agent and a lag within the RPO")
         written = self.ledgers.acknowledged(self.source)
@@ -158,8 +133,8 @@ class Demo:
     async def look(self) -> None:
         """Act 3: what people see. And the late writer takes its last look at the world."""
         self.teller.act("What the on-call engineer sees")
-        await self.run("status")
-        await self.run("lag")
+        await self.run(*command("status"))
+        await self.run(*command("lag"))
         status = await self.status()
         holder = status["holders"][0]
         self.stream, self.old_epoch = str(holder["stream"]), int(holder["epoch"])
@@ -184,12 +159,12 @@ class Demo:
         self.marks["cut"] = time.time()
         self.teller.say(f"every link from {self.source} to the stores of the other regions is a black hole now", "bold red")
         await asyncio.sleep(BROKEN_LINK_SECONDS)
-        await self._act_of_person(("lab", "kill", self.source, *self._dir()), self._killed, "the region to be killed")
+        await self.by_person((*command("kill", region=self.source), *self.own_dir()), self._killed, "the region to be killed")
         self.marks["kill"] = self.lab.killed_at[self.source]
         since = [w for w in self.ledgers.acknowledged(self.source)[before:] if w.at > self.marks["cut"]]
         alone = sum(1 for w in since if w.copies == 1)
         self.teller.say(
-            f"{self.marks['kill'] - self.marks['cut']:.1f} s without links: {alone} checkpoints with copies = 1 were acknowledged "
+            f"{self.marks['kill'] - self.marks['cut']:.1f} s without links: {alone} checkpoints with copies = 1 acknowledged "
             f"at home alone, {len(since) - alone} with copies = 2"
         )
 
@@ -227,14 +202,14 @@ class Demo:
             f"paged after {self.marks['page'] - self.marks['kill']:.1f} s: {page.get('title')}: {page.get('body', '')}"
         )
         self.target = str((await self.api(f"/v1/plans/{incident['plan']}"))["record"]["plan"]["target"])
-        await self.run("status")
-        await self.run("incidents")
+        await self.run(*command("status"))
+        await self.run(*command("incidents"))
 
     async def propose(self) -> None:
         """Act 6: a person asks for the move, on fresh evidence."""
         self.teller.act(f"{REQUESTER} plans the failover to {self.target}")
         known = {record["plan"]["id"] for record in await self.api("/v1/plans")}
-        command = ("plan", "failover", "--to", self.target, "--reason", f"{self.source} is silent", "--requester", REQUESTER)
+        words = command("plan", region=self.target, reason=f"{self.source} is silent", name=REQUESTER)
 
         async def made() -> bool:
             for record in await self.api("/v1/plans"):
@@ -242,7 +217,7 @@ class Demo:
                     self.plan_id, self.target = record["plan"]["id"], record["plan"]["target"]
             return bool(self.plan_id)
 
-        await self._act_of_person(command, made, "a new plan")
+        await self.by_person(words, made, "a new plan")
         self.plan = (await self.api(f"/v1/plans/{self.plan_id}"))["record"]
         self.marks["plan"] = float(self.plan["plan"]["created_at"])
         loss = self.plan["plan"]["evidence"]["loss"]
@@ -264,28 +239,29 @@ class Demo:
             async def counted(n: int = n) -> bool:
                 return sum(1 for a in (await self.api(f"/v1/plans/{self.plan_id}"))["approvals"] if a["valid"]) >= n
 
-            await self._act_of_person(self._approval(name), counted, f"approval {n}", last=3)
+            await self.by_person(self._approval(name), counted, f"approval {n}", last=3)
         self.marks["approved"] = time.time()
 
     def _approval(self, name: str) -> tuple[str, ...]:
         key = f"{self.options.shown_dir}/keys/{name}"
-        return ("approve", self.plan_id, "--key", key, "--principal", name, "--confirm", self.target)
+        return command("approve", plan=self.plan_id, key=key, name=name, region=self.target)
 
     async def promote(self) -> None:
         """Act 8: the ten steps; meanwhile somebody outside keeps asking for the group's name."""
         self.teller.act(f"Promotion of {self.target}")
         self.marks["execute"] = time.time()
         probe = asyncio.create_task(self._probe())
-        command = ("promote", self.plan_id, "--execute", "--confirm", self.target, "--wait", "--requester", REQUESTER)
+        words = command("promote", plan=self.plan_id, region=self.target, name=REQUESTER)
         try:
-            await self._act_of_person(command, self._plan_done, "the plan to be done")
+            await self.by_person(words, self._plan_done, "the plan to be done")
             await self.wait(self._plan_done, f"plan {self.plan_id} to be done", regions=True)
             await asyncio.wait_for(probe, 30.0)
         finally:
             probe.cancel()
             await asyncio.gather(probe, return_exceptions=True)
         self.teller.say(
-            f"seen from outside: {self.lab.topology.dns_name} leads to {self.outside.addresses} and {self.outside.active} is active, "
+            f"from outside: {self.lab.topology.dns_name} leads to {', '.join(self.outside.addresses)}; "
+            f"{self.outside.active} is active there, "
             f"{self.marks['served'] - self.marks['kill']:.1f} s after the disaster, "
             f"{self.marks['served'] - self.marks['execute']:.1f} s after the order to go"
         )
@@ -338,7 +314,7 @@ class Demo:
         await self.lab.wan("set", source=self.source, cut=False)
         self.marks["thaw"] = time.time()
         back = self._source_is_back
-        await self._act_of_person(("lab", "thaw", self.source, *self._dir()), back, "the region to be thawed")
+        await self.by_person((*command("thaw", region=self.source), *self.own_dir()), back, "the region to be thawed")
 
         async def tried() -> bool:
             return any(line["event"] in ("finished", "failed") for line in self._late_lines())
@@ -366,7 +342,7 @@ class Demo:
 
         async def standby() -> bool:
             roles = {m["role"] for m in await self.api("/v1/members") if m["region"] == self.source}
-            return roles == {"standby"} and await self._within_rpo()
+            return roles == {"standby"} and await self.within_rpo()
 
         await self.wait(standby, f"{self.source} to be a standby within the RPO", regions=True)
         self.marks["reprotected"] = time.time()
@@ -378,8 +354,8 @@ class Demo:
         finally:
             await store.close()
         self.teller.say(f"salvage: {len(refs)} segments, {len(self.salvaged)} checkpoints, kept in {self.source}")
-        await self.run("status")
-        await self.run("lag")
+        await self.run(*command("status"))
+        await self.run(*command("lag"))
 
     # -------------------------------------------------------------------------------------------------------- conclude
 
@@ -394,7 +370,7 @@ class Demo:
         agents = sorted(work.fleet_specs(self.options.agents))
         outcomes = report.outcomes(agents, acknowledged, resumptions, self.survived, self.target)
         tries = [line for line in self._late_lines() if line["event"] == "try"]
-        lag = await self._lag()
+        lag = await self.lag()
         missing = report.unsalvaged(real.lost, self.salvaged)
         async with httpx.AsyncClient(timeout=1.0, trust_env=False) as client:
             outside = await look_from_outside(self.lab.topology, client)
@@ -439,87 +415,3 @@ class Demo:
         path.write_text(json.dumps(made.document(), indent=2) + "\n")
         show_report(self.teller, made, path)
         return made
-
-    # --------------------------------------------------------------------------------------------------------- helpers
-
-    def _dir(self) -> tuple[str, ...]:
-        return () if self.options.shown_dir == DEFAULT_STATE_DIR else ("--state-dir", str(self.options.shown_dir))
-
-    async def run(self, *arguments: str, expect: int | None = 0, last: int = 0) -> Ran:
-        """One command, shown as typed, with its output (``last`` > 0: that many lines of it).
-        Raises Unavailable for another exit code than ``expect`` (None = any)."""
-        self.teller.command(typed(arguments))
-        ran = await run_drctl(arguments, {"DR_CONFIG": str(self.lab.topology.operator_config)})
-        self.teller.output(ran.output, last)
-        if expect is not None and ran.code != expect:
-            raise Unavailable(f"`{typed(arguments)}` ended with exit code {ran.code}", hint="its output is above")
-        return ran
-
-    async def _act_of_person(
-        self, command: Sequence[str], done: Callable[[], Awaitable[bool]], what: str, *, last: int = 0
-    ) -> None:
-        """Runs the command; or, interactive, shows it and waits until somebody has typed it (or done the same)."""
-        if not self.options.interactive:
-            await self.run(*command, last=last)
-            if not await done():
-                await self.wait(done, what, regions=True)
-            return
-        self.teller.say("your turn, in another terminal:", "bold green")
-        self.teller.command(typed(command))
-        await self.wait(done, what, seconds=PEOPLE_SECONDS)
-
-    async def wait(
-        self,
-        condition: Callable[[], Awaitable[bool]],
-        what: str,
-        *,
-        seconds: float = PATIENCE_SECONDS,
-        regions: bool = False,
-        logs: tuple[str, ...] = (),
-    ) -> None:
-        """Polls; an answer that does not come counts as "not yet". ``regions``: show the ends of the target's logs on failure."""
-
-        async def holds() -> bool:
-            with contextlib.suppress(Unavailable, httpx.HTTPError):
-                return await condition()
-            return False
-
-        names = logs or (tuple(p.name for p in self.lab.topology.controllers if p.region != self.source) if regions else ())
-        await self.lab.wait(holds, what, seconds=seconds, logs=names)
-
-    async def api(self, path: str) -> Any:
-        """A document from the first controller that answers, the target's first. Raises Unavailable."""
-        places = sorted(
-            self.lab.topology.controllers,
-            key=lambda p: (p.region != self.target, p.region == self.source and bool(self.target)),
-        )
-        problem = ""
-        for place in places:
-            try:
-                answer = await self._http.get(f"{place.api.url}{path}")
-            except httpx.HTTPError as error:
-                problem = f"{place.name}: {type(error).__name__}"
-                continue
-            if answer.status_code == 200:
-                return answer.json()
-            problem = f"{place.name}: {answer.status_code} {answer.text[:300]}"
-        raise Unavailable(f"no controller answers {path} ({problem})", hint=f"logs are in {self.lab.layout.logs}")
-
-    async def status(self) -> dict[str, Any]:
-        """The status document."""
-        document: dict[str, Any] = await self.api("/v1/status")
-        return document
-
-    async def _lag(self) -> dict[str, float | None]:
-        """Seconds that every region beside the active one is behind; None = unknown."""
-        found = {}
-        for region in (await self.status())["regions"]:
-            if not region["active"]:
-                lag = region["lag"]
-                found[str(region["region"])] = measured(lag["seconds"]) if isinstance(lag, dict) else None
-        return found
-
-    async def _within_rpo(self) -> bool:
-        status, lag = await self.status(), await self._lag()
-        others = len(self.lab.topology.regions) - 1
-        return len(lag) == others and all(s is not None and s <= float(status["rpo_seconds"]) for s in lag.values())

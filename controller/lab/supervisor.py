@@ -262,12 +262,14 @@ class Lab:
         global_part = loop.run_in_executor(self._threads, start_route53)
         parts = {name: loop.run_in_executor(self._threads, start_region, name) for name in regions}
         # All of them are waited for, so that none is forgotten when one fails.
-        await asyncio.wait([*parts.values(), global_part])
+        await asyncio.wait(parts.values())
+        await asyncio.wait([global_part])
         for name, part in parts.items():
             if part.exception() is None:
                 self._adopt(f"store-{name}", "store", name, part.result())
-        for done in (*parts.values(), global_part):
-            if (error := done.exception()) is not None:
+        errors = [*(part.exception() for part in parts.values()), global_part.exception()]
+        for error in errors:
+            if error is not None:
                 raise error
         stand_in, zone_id = global_part.result()
         self._adopt("route53", "route53", "", stand_in)

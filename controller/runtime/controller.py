@@ -6,6 +6,7 @@ a controller that limps on.
 
     duty      heartbeat while holding, otherwise look whether to acquire; steps down the moment the right is gone
     follow    a standby reads, verifies and indexes its own region's store
+    stores    reads every store's head, so that people see what is unknown and since when
     report    the holder publishes lag and exposure, writes canaries, re-assigns agents of failed hosts
     plans     runs approved plans of this region up to ``authorize``; sweeps expired ones; opens incidents
 """
@@ -167,6 +168,7 @@ class Controller:
             group.create_task(self._loop("duty", settings.etcd.tick_seconds, self._duty), name="duty")
             group.create_task(self._loop("follow", settings.stream.follow_seconds, self._follow), name="follow")
             group.create_task(self._loop("report", settings.rpo.report_seconds, self._report), name="report")
+            group.create_task(self._loop("stores", settings.rpo.report_seconds, self._look_at_stores), name="stores")
             group.create_task(self._loop("plans", settings.etcd.tick_seconds, self._plans), name="plans")
 
     async def stop(self) -> None:
@@ -341,14 +343,14 @@ class Controller:
     # ------------------------------------------------------------------------------------------------------ report
 
     async def _report(self) -> str | None:
-        await self._look_at_stores()
         active = self._active
         if active is None or not active.serving or self._seen is None:
             return None
         return await active.report(self._seen.members)
 
-    async def _look_at_stores(self) -> None:
-        """Heads of all stores, for people. An unknown keeps the time at which the head was last known."""
+    async def _look_at_stores(self) -> str | None:
+        """Heads of all stores, for people. An unknown keeps the time at which the head was last known. A loop of its own: a
+        store that does not answer must not delay the report, which is what a loss is estimated from."""
         for stream in self._streams:
             before = self._heads.get(stream, {})
             found = await read_heads(self._outside, stream)
@@ -357,6 +359,7 @@ class Controller:
                 if isinstance(head, Unknown) and isinstance(known, Unknown):
                     found[region] = Unknown(known.since, head.why)
             self._heads[stream] = found
+        return None
 
     # ------------------------------------------------------------------------------------------------------- plans
 

@@ -2,7 +2,7 @@
 
 | key (below ``{prefix}/{group}/``) | leased | document |
 | --- | --- | --- |
-| ``authority``                 | no  | ``Authority``: which region may be active, the greatest epoch ever given out, the barrier |
+| ``authority``                 | no  | ``Authority``: which region may be active, the greatest epoch ever issued, the barrier |
 | ``forks/{stream}``            | no  | ``Forks``: which epoch owns which sequence numbers; who may acknowledge alone |
 | ``holder/{stream}``           | yes | ``Holder``: the active instance; vanishes with its lease |
 | ``reports/{stream}``          | no  | ``StreamReport``: what the holder last knew; outlives it |

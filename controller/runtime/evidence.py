@@ -15,6 +15,7 @@ from controller.domain.plan import NO_LOSS, Check, Evidence, HeadSeen, Loss, Pla
 from controller.errors import DrError, Misconfigured, Refused, Unavailable
 from controller.ports import Clock, Coordinator, RegionStore, Resolver, Traffic, TrafficState
 from controller.runtime.documents import Keys, Seen, read, read_all
+from controller.stream.patience import GRACE_SECONDS, ask_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,21 @@ async def look(outside: Outside) -> Coordination:
 async def read_heads(outside: Outside, stream: str) -> dict[str, Head | Unknown]:
     """Every region store's head, or since when (now) it is unknown."""
 
-    async def one(region: str, store: RegionStore) -> tuple[str, Head | Unknown]:
+    async def one(store: RegionStore) -> Head | Unknown:
         try:
             async with asyncio.timeout(outside.store_timeout_seconds):
-                return region, await store.read_head(stream)
+                return await store.read_head(stream)
         except TimeoutError:
-            return region, Unknown(outside.clock.wall(), f"no answer in {outside.store_timeout_seconds:g} s")
+            return Unknown(outside.clock.wall(), f"no answer in {outside.store_timeout_seconds:g} s")
         except DrError as error:
-            return region, Unknown(outside.clock.wall(), error.message)
+            return Unknown(outside.clock.wall(), error.message)
 
-    return dict(await asyncio.gather(*(one(region, store) for region, store in outside.stores.items())))
+    questions = {region: one(store) for region, store in outside.stores.items()}
+    answers = await ask_all(
+        questions, enough=replication.fence_quorum(outside.stores), good=lambda found: isinstance(found, Head)
+    )
+    slow = Unknown(outside.clock.wall(), f"no answer within {GRACE_SECONDS:g} s after the others")
+    return {region: slow if found is None else found for region, found in answers.items()}
 
 
 async def read_traffic(outside: Outside) -> TrafficState | Unknown:

@@ -85,16 +85,19 @@ class Opening:
 
     async def _attempt(self) -> Opened | None:
         parts, fence = self._parts, self._tenure.fence
-        heads, unfenced = await fence_stores(parts.stores, fence, parts.store_timeout_seconds)
         authority = await self._authority()
+        plan = await self._plan(authority.value)
+        forks = await read(parts.coordinator, parts.keys.forks(fence.stream), Forks)
+        essential = set(forks.value.sole_ackers if forks else ())
+        if plan is not None:  # the people who approved the plan knew that these do not answer
+            essential -= {store.region for store in plan.value.plan.evidence.unreachable}
+        heads, unfenced = await fence_stores(parts.stores, fence, parts.store_timeout_seconds, essential)
         lacks = replication.quorum_lacks(authority.value.stores, heads)
         if lacks is not None:
             parts.say(Role.HOLDING, f"{lacks} ({'; '.join(f'{region}: {why}' for region, why in unfenced.items())})")
             return None
-        plan = await self._plan(authority.value)
         if plan is not None and plan.value.state is State.FENCING:
             plan = await self._fenced(plan, heads, unfenced)
-        forks = await read(parts.coordinator, parts.keys.forks(fence.stream), Forks)
         starts = forks.value.starts if forks else ()
         choice = replication.choose(heads, starts, home=parts.region, epoch=fence.epoch)
         loss = await self._loss(plan, forks.value if forks else Forks(), heads, choice)

@@ -227,9 +227,10 @@ class PlanBook:
                 f"the digest {request.digest[:16]}… is not that of plan {plan.id} ({record.digest[:16]}…)",
                 hint=f"look again and sign what you see: drctl plan show {plan.id}",
             )
-        if not now < request.expires_at <= now + self._policy.approval_ttl_seconds:
+        ttl = self._policy.approval_ttl_seconds
+        if not now < request.expires_at <= now + ttl:
             raise Refused(
-                f"expires_at is {request.expires_at - now:.0f} s away; it must be within {self._policy.approval_ttl_seconds:.0f} s",
+                f"expires_at is {request.expires_at - now:.0f} s away; it must be within {ttl:.0f} s",
                 hint="sign again; check this machine's clock",
             )
         try:

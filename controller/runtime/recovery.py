@@ -70,9 +70,10 @@ async def examine(outside: Outside, stores: tuple[str, ...], region: str | None)
 
 
 async def recover(outside: Outside, audit: Audit, found: Recovery, *, actor: str, confirm: str) -> None:
-    """Writes what ``examine`` found, in one transaction that requires that nobody holds the group. ``confirm``: the group's name.
+    """Writes what ``examine`` found, in one transaction that requires that nobody holds the group.
 
-    Raises Refused for a wrong confirmation or a living holder, Conflict when the authority changed since.
+    ``confirm``: the group's name. Raises Refused for a wrong confirmation or a living holder, Conflict when the
+    authority changed since.
     """
     keys = outside.keys
     if confirm != keys.group:

@@ -1,4 +1,4 @@
-"""What the holder says of its stream, at a steady pace: lag, exposure, canaries, and stand-ins for a home store that is down."""
+"""What the holder says of its stream, at a steady pace: lag, exposure, canaries, stand-ins for a home store that is down."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Reporter:
         await self._writer.submit([frame(CANARY_AGENT, record_id, Kind.CANARY, f"{at:.6f}".encode(), created_at=at)])
 
     async def stand_in(self) -> str | None:
-        """While the home store is browned out, lets the best other store acknowledge alone, *after* that is recorded in etcd."""
+        """While the home store is browned out, lets the best other store acknowledge alone, *after* recording that in etcd."""
         writer = self._writer
         silent = writer.home_silent_seconds()
         others = [pump for pump in writer.pumps.values() if pump.attached and pump.region != self._home]

@@ -31,7 +31,10 @@ class TakeoverPolicy:
 
 
 class Takeover:
-    """Moves plans of one target region from approved to authorized. ``step`` does one bounded thing and says it in a sentence."""
+    """Moves plans of one target region from approved to authorized.
+
+    ``step`` does one bounded thing and says it in a sentence.
+    """
 
     def __init__(
         self,

@@ -62,7 +62,10 @@ class Tenure:
             self.right = replace(self.right, lost=reason)
 
     async def heartbeat(self) -> Verdict:
-        """One complete heartbeat; see ``domain.lease``. Raises Unavailable when it could not be completed, which proves nothing."""
+        """One complete heartbeat; see ``domain.lease``.
+
+        Raises Unavailable when it could not be completed, which proves nothing.
+        """
         before = await self._guarded_read()
         sent_at = self._clock.monotonic()
         ttl_seconds = await self._coordinator.keep_alive(self._lease.id)

@@ -93,9 +93,11 @@ class Watch:
             incident = replace(incident, plan=plan.id)
             await self._outside.coordinator.txn([], [Put(key, encode(incident))])
             loss = plan.evidence.loss
+            unknown = " plus unknown" if loss.records_unknown else ""
             advice = (
-                f"Proposed plan {plan.id}: failover to {plan.target}; at most {loss.seconds:.1f} s and {loss.records} reported records"
-                f"{' plus unknown' if loss.records_unknown else ''} would be lost. Look: drctl plan show {plan.id}"
+                f"Proposed plan {plan.id}: failover to {plan.target}; "
+                f"at most {loss.seconds:.1f} s and {loss.records} reported records{unknown} would be lost. "
+                f"Look: drctl plan show {plan.id}"
             )
         else:
             advice = f"No plan is proposed: {proposal}. Look: drctl status"

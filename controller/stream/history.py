@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from controller.domain import replication
 from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, SegmentRef
 from controller.errors import Corrupt, DrError, FenceLost, NotFound, Unavailable
 from controller.ports import RegionStore
+from controller.stream.patience import GRACE_SECONDS, ask_all
 from controller.stream.segment import Segment, decode_segment, next_chain
 
 COPY_BATCH = 32
@@ -31,31 +32,32 @@ class Tail:
 
 
 async def fence_stores(
-    stores: Mapping[str, RegionStore], fence: Fence, timeout_seconds: float
+    stores: Mapping[str, RegionStore], fence: Fence, timeout_seconds: float, essential: Collection[str] = ()
 ) -> tuple[dict[str, Head], dict[str, str]]:
     """Fences every store that answers in time. Returns the heads, and why each other store is not fenced.
 
-    Raises FenceLost as soon as one store has a greater epoch: then we are the stale one.
+    Once the fence quorum is reached the others get a short grace, but for ``essential`` ones, which get all the time: those
+    may hold what no other store has. Raises FenceLost as soon as one store has a greater epoch: then we are the stale one.
     """
 
-    async def one(region: str, store: RegionStore) -> tuple[str, Head | str]:
+    async def one(store: RegionStore) -> Head | str:
         try:
             async with asyncio.timeout(timeout_seconds):
-                return region, await store.fence(fence)
+                return await store.fence(fence)
         except FenceLost:
             raise
         except TimeoutError:
-            return region, f"no answer in {timeout_seconds:g} s"
+            return f"no answer in {timeout_seconds:g} s"
         except DrError as error:
-            return region, error.message
+            return error.message
 
-    answers = await asyncio.gather(*(one(region, store) for region, store in stores.items()), return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    pairs = [answer for answer in answers if not isinstance(answer, BaseException)]
-    heads = {region: found for region, found in pairs if isinstance(found, Head)}
-    return heads, {region: found for region, found in pairs if isinstance(found, str)}
+    questions = {region: one(store) for region, store in stores.items()}
+    answers = await ask_all(
+        questions, enough=replication.fence_quorum(stores), good=lambda found: isinstance(found, Head), essential=essential
+    )
+    heads = {region: found for region, found in answers.items() if isinstance(found, Head)}
+    slow = f"no answer within {GRACE_SECONDS:g} s after the others"
+    return heads, {region: found or slow for region, found in answers.items() if not isinstance(found, Head)}
 
 
 async def read_segment(store: RegionStore, ref: SegmentRef) -> tuple[Segment, bytes]:
@@ -80,10 +82,10 @@ async def chain_at(store: RegionStore, stream: str, starts: Sequence[EpochStart]
 
 
 async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, forks: tuple[EpochStart, ...]) -> Head:
-    """Cuts ``head`` back to the part of its history that is valid by ``forks`` and at most ``keep`` long; the tail becomes salvage.
+    """Cuts ``head`` back to the part of its history that is valid by ``forks`` and at most ``keep`` long.
 
-    Returns the head after it; a head that needs no cut is returned as it is. The store's own last kept segment tells the
-    chain there (log matching: the same epoch at a seq means the same history up to it).
+    The tail becomes salvage. Returns the head after it; a head that needs no cut is returned as it is. The store's own
+    last kept segment tells the chain there (log matching: the same epoch at a seq means the same history up to it).
     """
     alignment = replication.align(store.region, head, forks, keep, fence.epoch)
     if alignment.salvage is None:

@@ -34,6 +34,8 @@ BACKLOG_MARKS = 4096
 """Segments whose receipt times are kept one by one for the lag; beyond it neighbours are merged, keeping the older time."""
 LOG_SEGMENTS = 4096
 """Segments that are kept in memory for slow regions; older ones are read back from the home store."""
+RECORD_BYTES = 256
+"""More than a record's hash, numbers and lengths take in a segment and its index, names and meta not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,13 @@ class StreamWriter:
         """Begins to batch and to ship."""
         self._tasks = [asyncio.create_task(self._batch(), name=f"batch-{self.fence.stream}")]
         self._tasks += [asyncio.create_task(self._pump(pump), name=f"pump-{pump.region}") for pump in self.pumps.values()]
+        for task in self._tasks:
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A batcher or pump that failed must not leave a writer that looks alive and acknowledges nothing."""
+        if not task.cancelled() and task.exception() is not None:
+            self._lose(f"{task.get_name()} failed: {task.exception()!r}")
 
     async def stop(self, why: str) -> None:
         """Ends at once. Everything that waits fails with an unknown outcome; nothing is acknowledged any more."""
@@ -180,9 +189,7 @@ class StreamWriter:
         if self.lost:
             return
         self.lost = why
-        failure = OutcomeUnknown(
-            f"not acknowledged: {why}", hint="ask the active controller again with the same record id; a retry is idempotent"
-        )
+        failure = _not_acknowledged(why)
         for waiters in self._waiting.values():
             for waiter in waiters:
                 _fail(waiter.result, failure)
@@ -207,7 +214,7 @@ class StreamWriter:
         self.frozen = ""
 
     def drained(self) -> bool:
-        """Whether everything that was taken is committed in every store that answers, and those are at least the fence quorum."""
+        """Whether all that was taken is committed in every store that answers, and those are at least the fence quorum."""
         done = [pump.region for pump in self.pumps.values() if pump.attached and pump.seq == self._seq]
         behind = [pump.region for pump in self.pumps.values() if pump.attached and pump.seq < self._seq]
         return not self._queue and not behind and replication.quorum_lacks(tuple(self._stores), done) is None
@@ -223,7 +230,7 @@ class StreamWriter:
 
         Raises Unavailable when nothing of it was taken (no right, draining, full): the whole batch may be sent again.
         """
-        self._check_open(sum(len(frame.payload) for frame in frames))
+        self._check_open(sum(_weight(frame) for frame in frames))
         admitted = [self._admit(frame) for frame in frames]
         self._have_work.set()
         return list(await asyncio.gather(*(self._answer(frame, it) for frame, it in zip(frames, admitted, strict=True))))
@@ -269,7 +276,7 @@ class StreamWriter:
         pending = Pending(record.sha256, body, depth, base, asyncio.get_running_loop().create_future())
         self._pending[key] = pending
         self._queue.append((stamped, pending, waiter))
-        self._queue_bytes += len(frame.payload)
+        self._queue_bytes += _weight(frame)
         return pending, waiter, False
 
     def _base_of(self, frame: Frame) -> tuple[bytes | None, int]:
@@ -327,12 +334,12 @@ class StreamWriter:
     def _take(self) -> list[tuple[Frame, Pending, Waiter]]:
         size, count = 0, 0
         for frame, _, _ in self._queue:
-            size += len(frame.payload)
+            size += _weight(frame)
             if count and (size > self._limits.segment_max_bytes or count >= self._limits.segment_max_records):
                 break
             count += 1
         taken, self._queue = self._queue[:count], self._queue[count:]
-        self._queue_bytes -= sum(len(frame.payload) for frame, _, _ in taken)
+        self._queue_bytes -= sum(_weight(frame) for frame, _, _ in taken)
         return taken
 
     def _close(self, taken: list[tuple[Frame, Pending, Waiter]]) -> None:
@@ -406,8 +413,16 @@ class StreamWriter:
         store = self._stores[pump.region]
         head = await store.fence(self.fence)
         head = await cut_back(store, self.fence, head, self._seq, self.starts)
+        ours = self._chain_at(head.seq)
+        if ours is not None and ours != head.chain:
+            raise _other_history(pump.region, head.seq)
         pump.head, pump.attached, pump.why = head, True, ""
         self._committed(pump)
+
+    def _chain_at(self, seq: int) -> str | None:
+        """Our chain hash after segment ``seq``; None where neither the log nor the view reaches back so far."""
+        built = self._log.get(seq)
+        return self._view.chain_at(self.fence.stream, seq) if built is None else built.chain
 
     async def _ship(self, pump: Pump) -> None:
         head = pump.head
@@ -418,10 +433,7 @@ class StreamWriter:
         else:
             batch = self._next_batch(head.seq + 1)
             if batch[0].prev_chain != head.chain:
-                raise Corrupt(
-                    f"the store of {pump.region} holds another history than ours at segment {head.seq}",
-                    hint=f"drctl verify {pump.region}",
-                )
+                raise _other_history(pump.region, head.seq)
             store = self._stores[pump.region]
             await asyncio.gather(*(store.put_segment(self.fence, built.ref, built.data) for built in batch))
             last = batch[-1]
@@ -465,12 +477,15 @@ class StreamWriter:
         """Stores that certainly have committed segment ``seq`` of our history."""
         return tuple(pump.region for pump in self.pumps.values() if pump.attached and pump.seq >= seq)
 
+    def _may_acknowledge(self) -> bool:
+        """Asked before anything that waits is resolved, whatever woke us: a commit, a repetition, a change of sole ackers."""
+        if not self.lost and not self._may_act():
+            self._lose("the right to act ran out between commit and acknowledgement")
+        return not self.lost
+
     def _committed(self, pump: Pump) -> None:
         """A store moved: apply to the view, acknowledge, forget what every store has."""
-        if self.lost:
-            return
-        if not self._may_act():
-            self._lose("the right to act ran out between commit and acknowledgement")
+        if not self._may_acknowledge():
             return
         self._apply_until(pump.seq)
         for seq in [seq for seq in self._waiting if seq <= pump.seq]:
@@ -503,6 +518,9 @@ class StreamWriter:
                 return
 
     def _wait_for(self, seq: int, waiter: Waiter) -> None:
+        if not self._may_acknowledge():
+            _fail(waiter.result, _not_acknowledged(self.lost))
+            return
         self._waiting.setdefault(seq, []).append(waiter)
         self._settle(seq)
 
@@ -600,9 +618,19 @@ class StreamWriter:
 
     def wait_settled(self) -> None:
         """Re-evaluates everything that waits: the set of stores that may acknowledge alone changed."""
+        if not self._may_acknowledge():
+            return
         for seq in list(self._waiting):
             self._settle(seq)
         self._advance_acknowledged()
+
+
+def _weight(frame: Frame) -> int:
+    """Bytes that a frame takes in a segment, never too few: a record may be all header (``meta``) and no payload."""
+    record = frame.record
+    characters = 2 * (len(record.agent) + len(record.id)) + len(record.kind) + len(record.parent or "") + len(frame.base or "")
+    characters += sum(len(key) + len(value) + 3 for key, value in record.meta.items())  # 3 stand for two lengths
+    return len(frame.payload) + 4 * characters + RECORD_BYTES
 
 
 def _fail(future: asyncio.Future[int], error: DrError) -> None:
@@ -612,10 +640,20 @@ def _fail(future: asyncio.Future[int], error: DrError) -> None:
             future.exception()  # mark as retrieved: nobody may be waiting any more
 
 
+def _not_acknowledged(why: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"not acknowledged: {why}", hint="ask the active controller again with the same record id; a retry is idempotent"
+    )
+
+
 def _unknown_base(message: str) -> Refused:
     error = Refused(message, hint="send the whole body")
     error.code = "unknown_base"
     return error
+
+
+def _other_history(region: str, seq: int) -> Corrupt:
+    return Corrupt(f"the store of {region} holds another history than ours at segment {seq}", hint=f"drctl verify {region}")
 
 
 def _other_body(agent: str, record_id: str) -> Refused:

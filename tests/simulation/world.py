@@ -1,8 +1,12 @@
 """A whole group in memory: the real controllers on memory adapters, in virtual time. Nothing here decides anything.
 
-A controller can be killed at any moment: its tasks are cancelled and its roads (gates) are cut, so that not even a ``finally``
-reaches the outside. Regions' stores can be cut off and come back. Agents are plain coroutines that put records and remember
-what was acknowledged.
+What may happen to an instance: it is killed (its tasks are cancelled and its roads are shut, so that not even a ``finally``
+reaches the outside), it is frozen (nothing of it runs, its clock goes on, as under SIGSTOP), its clock stops or is wrong.
+What may happen to a road between an instance and a store, etcd or the zone: it is cut, it is slow, it loses requests or
+answers, or a request arrives after its sender has given up. All calls that change something pass ``before_effect`` and
+``after_effect``, where a test may do any of this at exactly one point.
+
+What happened is recorded at the servers, where no mutant of a client can hide it: see ``events.py``; ``checkers.py`` judges it.
 """
 
 from __future__ import annotations
@@ -10,36 +14,45 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-from collections.abc import Awaitable, Callable, Coroutine
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from controller.adapters.identity import SshIdentity, generate_key, sign
 from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
-from controller.adapters.memory.gate import FaultGate
+from controller.adapters.memory.gate import FaultGate, OpenGate
 from controller.adapters.memory.pager import MemoryPager
-from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
+from controller.adapters.memory.region_store import MemoryRegionStore
 from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
 from controller.domain.approval import NAMESPACE, statement
-from controller.domain.model import Ack, Authority, Holder, Role
+from controller.domain.model import Ack, Authority, Frame, Holder, Role
 from controller.domain.promotion import PlanRecord, State
-from controller.errors import DrError, NotActive, Unavailable
+from controller.errors import DrError, OutcomeUnknown, Unavailable
 from controller.lab.virtual_time import VirtualClock
-from controller.ports import RegionStore, Traffic
+from controller.ports import Clock, Coordinator, RegionStore, Traffic
 from controller.runtime.bootstrap import bootstrap_group
 from controller.runtime.controller import Controller, Ports
 from controller.runtime.documents import Keys, decode, read_all
 from controller.runtime.service import ApprovalRequest, PlanDocument, PlanRequest
 from controller.settings import Settings
 from controller.stream.segment import frame
+from tests.simulation.events import AckSeen, History, RecordingCluster, RecordingStore
+from tests.simulation.roads import Call, Pausable, Road, WatchedCoordinator, WatchedStore, WatchedTraffic
+
+T = TypeVar("T")
 
 REGIONS = ("eu-west-1", "eu-central-1", "us-east-1")
-HOME = REGIONS[0]
+HOME, TARGET, THIRD = REGIONS
 PEOPLE = ("ada@example.org", "grace@example.org", "linus@example.org")
 NAME = "agents.dr.example."
+STREAM = "s00"
+ETCD, ZONE = "etcd", "zone"
+EVERYBODY = "*"
 
-_OWNER: contextvars.ContextVar[str] = contextvars.ContextVar("owner", default="")
+_OWNER: contextvars.ContextVar[Instance | None] = contextvars.ContextVar("owner", default=None)
 
 
 def settings_for(region: str, instance: str, keys_dir: Path, **changes: Any) -> Settings:
@@ -75,7 +88,7 @@ def settings_for(region: str, instance: str, keys_dir: Path, **changes: Any) -> 
 
 
 def make_keys(directory: Path) -> Path:
-    """One ed25519 key per person, and the file that lists them."""
+    """One ed25519 key per person, the file that lists them, and one key that nobody listed (``mallory``)."""
     lines = []
     for who in PEOPLE:
         key = directory / who.split("@", maxsplit=1)[0]
@@ -83,64 +96,139 @@ def make_keys(directory: Path) -> Path:
             generate_key(key, who)
         public = key.with_suffix(".pub").read_text().split()
         lines.append(f"{who} {public[0]} {public[1]}")
+    if not (directory / "mallory").exists():
+        generate_key(directory / "mallory", "mallory@example.org")
     (directory / "allowed_signers").write_text("\n".join(lines) + "\n")
     return directory
 
 
-@dataclass
+class InstanceClock(VirtualClock):
+    """One machine's clock: it may stop while the machine goes on, or be wrong from the start."""
+
+    stopped_at: float | None = None
+
+    def monotonic(self) -> float:
+        return super().monotonic() if self.stopped_at is None else self.stopped_at
+
+    def wall(self) -> float:
+        return self.offset_wall + self.monotonic()
+
+
+@dataclass(eq=False)
 class Instance:
-    """One controller process."""
+    """One life of one controller process."""
 
     region: str
     name: str
-    controller: Controller
-    gate: FaultGate
-    store_gates: dict[str, FaultGate]
+    clock: InstanceClock
+    controller: Controller = field(init=False)
+    roads: dict[str, Road] = field(default_factory=dict)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     log: list[str] = field(default_factory=list)
     main: asyncio.Task[None] | None = None
+    frozen: asyncio.Event | None = None
+    """Set when it may go on; None: it was never frozen."""
+    dead: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.region}/{self.name}"
 
     @property
     def alive(self) -> bool:
-        return self.main is not None and not self.main.done()
+        return not self.dead and self.main is not None and not self.main.done()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of it runs now."""
+        return self.frozen is not None and not self.frozen.is_set()
+
+    @property
+    def honest(self) -> bool:
+        """Whether its clock tells the time, which the lease's half of mutual exclusion relies on."""
+        return self.clock.stopped_at is None
+
+    @property
+    def acts(self) -> bool:
+        return self.alive and self.controller.may_act()
+
+
+Hook = Callable[[Call], Awaitable[None]]
 
 
 class World:
     """Three regions, two controllers each. Create it inside a running (virtual) loop."""
 
-    def __init__(self, keys_dir: Path, **changes: Any) -> None:
+    def __init__(
+        self,
+        keys_dir: Path,
+        *,
+        seed: int = 0,
+        latency: tuple[float, float] | None = None,
+        checking: bool = True,
+        **changes: Any,
+    ) -> None:
+        """``latency``: bounds of what each way of each call takes (seconds, uniform); None = nothing. ``checking`` False:
+        rivals that act at the same time are only written down (for mutants)."""
         self.loop = asyncio.get_running_loop()
         self.clock = VirtualClock(self.loop)
+        self.rng = random.Random(seed)
+        self.latency = latency
         self.keys_dir = keys_dir
         self.changes = changes
-        self.cluster = MemoryCluster(self.clock)
-        self.servers = {region: MemoryStore(region) for region in REGIONS}
-        self.region_cut = dict.fromkeys(REGIONS, False)
+        self.keys = Keys("/dr", "sim")
+        self.history = History(self.clock, self.keys)
+        self.cluster: MemoryCluster = RecordingCluster(self.clock, self.history)
+        self.servers = {region: RecordingStore(region, self.history) for region in REGIONS}
         self.zone = MemoryZone(NAME, clock=self.clock)
         self.zone.provision(
             {region: [f"127.0.{number}.1"] for number, region in enumerate(REGIONS, start=1)},
             {region: 100 if region == HOME else 0 for region in REGIONS},
         )
+        self.cuts: set[tuple[str, str]] = set()
+        """(who, what) that do not reach each other; ``who``: an instance's key, a region or everybody."""
+        self.slow: dict[tuple[str, str], float] = {}
+        """(who, what) → seconds that each way takes besides the latency."""
         self.pager = MemoryPager()
         self.instances: dict[str, Instance] = {}
-        self.acks: list[tuple[float, str, str, int, bytes]] = []
-        """(when, agent, id, copies asked for, body) of everything that was acknowledged to an agent."""
+        self.former: list[Instance] = []
         self.beliefs: list[str] = []
-        self.keys = Keys("/dr", "sim")
+        self.before_effect: Hook | None = None
+        self.after_effect: Hook | None = None
+        self.wrap_store: Callable[[RegionStore], RegionStore] = lambda store: store
+        self.traffic_class: type[MemoryTraffic] = MemoryTraffic
+        self.store_class: type[MemoryRegionStore] = MemoryRegionStore
+        self.coordinator_class: type[MemoryCoordinator] = MemoryCoordinator
+        self.controller_class: type[Controller] = Controller
+        self._checking = checking
         self._ids = itertools.count(1)
         self._lives = itertools.count(1)
-        self.wrap_store: Callable[[RegionStore], RegionStore] = lambda store: store
-        self.wrap_traffic: Callable[[Traffic], Traffic] = lambda traffic: traffic
-        self.controller_class: type[Controller] = Controller
         self.loop.set_task_factory(self._task)
 
     def _task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
-        owner = self.instances.get(_OWNER.get())
-        if owner is not None:
-            owner.tasks.add(task)
-            task.add_done_callback(owner.tasks.discard)
+        context = options.get("context")
+        owner = context.get(_OWNER) if context is not None else _OWNER.get()
+        if owner is None:
+            return asyncio.Task(coroutine, loop=loop, **options)
+        task: asyncio.Task[Any] = asyncio.Task(Pausable(coroutine, owner, self._stepped), loop=loop, **options)
+        owner.tasks.add(task)
+        task.add_done_callback(owner.tasks.discard)
+        if owner.dead:
+            task.cancel()
         return task
+
+    def _stepped(self, owner: Instance) -> None:
+        """After every step of every task: never two that would serve an agent, at no instant."""
+        if not owner.honest or not owner.acts:
+            return
+        for other in self.instances.values():
+            if other is not owner and other.honest and other.acts:
+                self.beliefs.append(f"{self.clock.monotonic():.3f}: {owner.key} and {other.key}")
+
+    @property
+    def acks(self) -> list[AckSeen]:
+        """Everything that was acknowledged to an agent, in order."""
+        return self.history.acks
 
     async def found(self) -> None:
         """Founds the group with the first region in authority."""
@@ -155,70 +243,137 @@ class World:
 
     # ------------------------------------------------------------------------------------------------ processes
 
-    def start(self, region: str, name: str) -> Instance:
-        """Starts a controller process, with an empty view."""
-        key = f"{region}/{name}"
-        gate = FaultGate(self.clock.sleep)
-        store_gates = {other: FaultGate(self.clock.sleep) for other in REGIONS}
-        for other, store_gate in store_gates.items():
-            store_gate.cut = self.region_cut[other]
-        ports = Ports(
-            coordinator=MemoryCoordinator(self.cluster, gate),
-            stores={other: self.wrap_store(MemoryRegionStore(self.servers[other], store_gates[other])) for other in REGIONS},
-            traffic=self.wrap_traffic(MemoryTraffic(self.zone, REGIONS, gate)),
-            resolver=MemoryResolver(self.zone),
-            identity=SshIdentity(self.keys_dir / "allowed_signers", NAMESPACE, self.clock.wall),
-            pager=self.pager,
-            clock=self.clock,
-            new_id=lambda: f"plan-{next(self._ids)}",
-        )
-        log: list[str] = []
+    def start(self, region: str, name: str, *, wall_error: float = 0.0, **changes: Any) -> Instance:
+        """Starts a controller process, with an empty view. ``wall_error``: seconds that its wall clock is ahead."""
+        clock = InstanceClock(self.loop, self.clock.offset_wall + wall_error)
+        instance = Instance(region, name, clock)
+        before = self.instances.get(instance.key)
+        if before is not None:
+            assert not before.alive, f"{instance.key} runs already"
+            self.former.append(before)
+        self.instances[instance.key] = instance
+        instance.roads = {what: Road(self, instance, what) for what in (*REGIONS, ETCD, ZONE)}
+        settings = settings_for(region, name, self.keys_dir, **{**self.changes, **changes})
 
         def say(event: str, **more: object) -> None:
-            log.append(f"{self.clock.monotonic():8.2f} {key} {event} {more.get('role')} {more.get('reason')}")
+            at = self.clock.monotonic()
+            instance.log.append(f"{at:8.2f} {instance.key} {event} {more.get('role')} {more.get('reason')}")
 
-        settings = settings_for(region, name, self.keys_dir, **self.changes)
-        instance = Instance(region, name, self.controller_class(settings, ports, None, say), gate, store_gates, log=log)
-        self.instances[key] = instance
-
-        def run() -> asyncio.Task[None]:
-            _OWNER.set(key)
-            return self.loop.create_task(instance.controller.run(), name=f"{key}#{next(self._lives)}")
-
-        instance.main = contextvars.copy_context().run(run)
+        instance.controller = self.controller_class(settings, self._ports(instance, clock), None, say)
+        name_of_life = f"{instance.key}#{next(self._lives)}"
+        instance.main = self._as(instance, instance.controller.run(), name_of_life)
         return instance
+
+    def _ports(self, instance: Instance, clock: Clock) -> Ports:
+        roads = instance.roads
+        return Ports(
+            coordinator=WatchedCoordinator(
+                self.coordinator_class(self.cluster, roads[ETCD]), self._through, instance, roads[ETCD]
+            ),
+            stores={
+                region: WatchedStore(self.wrap_store(self.store_class(server, roads[region])), self._through, instance)
+                for region, server in self.servers.items()
+            },
+            traffic=WatchedTraffic(self.traffic_class(self.zone, REGIONS, roads[ZONE]), self._through, instance),
+            resolver=MemoryResolver(self.zone),
+            identity=SshIdentity(self.keys_dir / "allowed_signers", NAMESPACE, clock.wall),
+            pager=self.pager,
+            clock=clock,
+            new_id=lambda: f"plan-{next(self._ids)}",
+        )
+
+    def _as(self, instance: Instance, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """A task that dies, freezes and is counted with the instance."""
+
+        def create() -> asyncio.Task[T]:
+            _OWNER.set(instance)
+            return self.loop.create_task(coroutine, name=name)
+
+        return contextvars.copy_context().run(create)
+
+    async def _through(self, call: Call, send: Callable[[], Awaitable[T]]) -> T:
+        """The way of every call that changes something."""
+        if self.before_effect is not None:
+            await self.before_effect(call)
+        answer = await send()
+        if self.after_effect is not None:
+            await self.after_effect(call)
+        return answer
 
     def start_all(self) -> None:
         """Two controllers in each region."""
         for region in REGIONS:
             for name in ("a", "b"):
-                self.start(region, name)
+                if f"{region}/{name}" not in self.instances or not self.instances[f"{region}/{name}"].alive:
+                    self.start(region, name)
+
+    def die(self, instance: Instance) -> None:
+        """SIGKILL, at once: nothing of it runs any more and nothing that it sends later arrives. Inside one of its own tasks
+        the caller raises ``CancelledError`` right after this."""
+        instance.dead = True
+        if instance.frozen is not None:
+            instance.frozen.set()
+        for task in list(instance.tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
 
     async def kill(self, region: str, name: str) -> None:
-        """SIGKILL: nothing of it runs any more and nothing that it sent later arrives."""
+        """SIGKILL, and waits until nothing is left of it."""
         instance = self.instances[f"{region}/{name}"]
-        for gate in (instance.gate, *instance.store_gates.values()):
-            gate.cut = True
-        for _ in range(3):
-            for task in list(instance.tasks):
-                if task is not asyncio.current_task():
-                    task.cancel()
+        for _ in range(20):
+            self.die(instance)
             await asyncio.sleep(0)
+            if not instance.tasks - {asyncio.current_task()}:
+                return
+        raise AssertionError(f"{instance.key} does not die: {instance.tasks}")
+
+    def freeze(self, region: str, name: str) -> Instance:
+        """SIGSTOP: nothing of it runs; what it has sent goes on its way; its clock goes on."""
+        instance = self.instances[f"{region}/{name}"]
+        instance.frozen = asyncio.Event()
+        return instance
+
+    def thaw(self, instance: Instance) -> None:
+        """SIGCONT."""
+        if instance.frozen is not None:
+            instance.frozen.set()
+
+    # ---------------------------------------------------------------------------------------------------- roads
+
+    def cut(self, what: str, who: str = EVERYBODY) -> None:
+        """``who`` and ``what`` (a region's store, etcd, the zone) do not reach each other any more."""
+        self.cuts.add((who, what))
+
+    def heal(self, what: str, who: str = EVERYBODY) -> None:
+        """They do again."""
+        self.cuts.discard((who, what))
+
+    def heal_all(self) -> None:
+        """Every road is open and fast, everybody who was frozen goes on."""
+        self.cuts.clear()
+        self.slow.clear()
+        for instance in self.instances.values():
+            self.thaw(instance)
+
+    def is_cut(self, instance: Instance, what: str) -> bool:
+        return bool(self.cuts) and any((who, what) in self.cuts for who in (EVERYBODY, instance.region, instance.key))
+
+    def delay(self, instance: Instance, what: str) -> float:
+        """Seconds that one way takes now."""
+        seconds = self.rng.uniform(*self.latency) if self.latency else 0.0
+        if self.slow:
+            seconds += max((self.slow.get((who, what), 0.0) for who in (EVERYBODY, instance.region, instance.key)), default=0.0)
+        return seconds
 
     def cut_store(self, region: str, cut: bool = True) -> None:
         """The region's S3 and DynamoDB do not answer anybody (a frozen store), or do again."""
-        self.region_cut[region] = cut
-        for instance in self.instances.values():
-            if instance.alive:
-                instance.store_gates[region].cut = cut
+        (self.cut if cut else self.heal)(region)
 
     def isolate_stores_of(self, region: str, cut: bool = True) -> None:
         """Controllers of ``region`` reach only their own region's store."""
-        for instance in self.instances.values():
-            if instance.region == region and instance.alive:
-                for other, gate in instance.store_gates.items():
-                    if other != region:
-                        gate.cut = cut
+        for other in REGIONS:
+            if other != region:
+                (self.cut if cut else self.heal)(other, region)
 
     async def lose_region(self, region: str) -> None:
         """Kills its controllers and freezes its store."""
@@ -230,6 +385,7 @@ class World:
     def bring_back(self, region: str) -> None:
         """The store answers again and its controllers start anew."""
         self.cut_store(region, cut=False)
+        self.isolate_stores_of(region, cut=False)
         for name in ("a", "b"):
             self.start(region, name)
 
@@ -237,7 +393,11 @@ class World:
 
     def actives(self) -> list[Instance]:
         """Instances that would serve an agent now."""
-        return [found for found in self.instances.values() if found.alive and found.controller.may_act()]
+        return [found for found in self.instances.values() if found.acts and not found.stopped]
+
+    def active_in(self, region: str) -> bool:
+        """Whether exactly one instance serves, and it is in ``region``."""
+        return [found.region for found in self.actives()] == [region]
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]], seconds: float, what: str) -> None:
         """Waits (virtually) until the condition holds. Fails with the logs of all controllers."""
@@ -247,10 +407,6 @@ class World:
             result = condition()
             if await result if isinstance(result, Awaitable) else result:
                 return
-            for instance in self.instances.values():
-                main = instance.main
-                if main is not None and main.done() and not main.cancelled() and main.exception() is not None:
-                    raise AssertionError(f"{instance.region}/{instance.name} crashed") from main.exception()
             if self.clock.monotonic() >= end:
                 raise AssertionError(f"{what} did not happen within {seconds} s\n{self.story()}")
             await self.clock.sleep(0.05)
@@ -261,14 +417,17 @@ class World:
         await self.until(lambda: self.clock.monotonic() >= end, seconds + 1, "waiting")
 
     def check(self) -> None:
-        """Never two active instances at the same time."""
-        active = self.actives()
-        if len(active) > 1:
-            self.beliefs.append(", ".join(f"{found.region}/{found.name}" for found in active))
+        """Nobody crashed, and there were never two active instances at the same time."""
+        for instance in self.instances.values():
+            main = instance.main
+            if main is not None and main.done() and not main.cancelled() and main.exception() is not None:
+                raise AssertionError(f"{instance.key} crashed: {main.exception()!r}\n{self.story()}") from main.exception()
+        if self._checking and self.beliefs:
+            raise AssertionError(f"two active instances: {self.beliefs[0]}\n{self.story()}")
 
     def story(self) -> str:
         """All logs by time."""
-        return "\n".join(sorted(line for instance in self.instances.values() for line in instance.log)[-120:])
+        return "\n".join(sorted(line for instance in (*self.former, *self.instances.values()) for line in instance.log)[-150:])
 
     async def authority(self) -> Authority:
         item = await self.coordinator.get(self.keys.authority)
@@ -278,31 +437,79 @@ class World:
     async def holders(self) -> list[Holder]:
         return [seen.value for seen in await read_all(self.coordinator, self.keys.holders, Holder)]
 
-    async def plan_state(self, plan: str) -> State:
+    async def plan(self, plan: str) -> PlanRecord:
         item = await self.coordinator.get(self.keys.plan(plan))
         assert item is not None
-        return decode(PlanRecord, item.value).state
+        return decode(PlanRecord, item.value)
+
+    async def plan_state(self, plan: str) -> State:
+        return (await self.plan(plan)).state
+
+    async def reached(self, plan: str, state: State, seconds: float = 60.0) -> None:
+        """Waits until the plan is in this state."""
+
+        async def there() -> bool:
+            return await self.plan_state(plan) is state
+
+        await self.until(there, seconds, f"plan {plan} being {state.value}")
 
     def standby(self, region: str) -> Controller:
         """A live controller of a region."""
+        return self.someone(region).controller
+
+    def someone(self, region: str) -> Instance:
+        """A live instance of a region that can be asked."""
         for found in self.instances.values():
-            if found.region == region and found.alive and found.controller.role in (Role.STANDBY, Role.ACTIVE):
-                return found.controller
+            if found.region == region and found.alive and not found.stopped:
+                return found
         raise AssertionError(f"nobody alive in {region}")
+
+    def role(self, region: str, name: str) -> Role:
+        return self.instances[f"{region}/{name}"].controller.role
 
     # ---------------------------------------------------------------------------------------------------- agents
 
+    async def ask(self, instance: Instance, coroutine: Coroutine[Any, Any, T], seconds: float = 8.0) -> T:
+        """A request to an instance: what it does dies and freezes with it. Raises Unavailable when no answer comes."""
+        task = self._as(instance, coroutine)
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done() or task.cancelled():
+            raise Unavailable(f"{instance.key} did not answer", hint="ask another one")
+        return task.result()
+
+    async def put_to(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes]) -> list[Ack]:
+        """Sends records to one instance and remembers what it acknowledged, under which right."""
+        active = instance.controller._active
+        answer = await self.ask(instance, self._ingest(instance, frames, bodies, active.tenure if active else None))
+        return list(answer)
+
+    async def _ingest(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes], tenure: Any) -> Sequence[Ack]:
+        sent_at = self.clock.wall()
+        answer = await instance.controller.ingest(frames)
+        for one, body, ack in zip(frames, bodies, answer.acks, strict=True):
+            if ack.status in ("acknowledged", "duplicate"):
+                self.history.acknowledged(
+                    instance=instance.key,
+                    honest=instance.honest,
+                    epoch=answer.epoch,
+                    late_by=instance.clock.monotonic() - tenure.right.deadline if tenure is not None else 0.0,
+                    agent=one.record.agent,
+                    id=one.record.id,
+                    copies=one.record.copies,
+                    seq=ack.seq,
+                    body=body,
+                    sent_at=sent_at,
+                    new=ack.status == "acknowledged",
+                )
+        return answer.acks
+
     async def put(self, agent: str, record_id: str, body: bytes, copies: int = 1) -> Ack | None:
-        """One put to whoever is active; None when nobody took it. Remembers what was acknowledged."""
+        """One put to whoever is active; None when nobody took it."""
         for instance in self.actives():
             try:
-                answer = await instance.controller.ingest([frame(agent, record_id, "checkpoint", body, copies=copies)])
-            except (NotActive, Unavailable, DrError):
+                return (await self.put_to(instance, [frame(agent, record_id, "checkpoint", body, copies=copies)], [body]))[0]
+            except DrError:
                 return None
-            ack = answer.acks[0]
-            if ack.status in ("acknowledged", "duplicate"):
-                self.acks.append((self.clock.wall(), agent, record_id, copies, body))
-            return ack
         return None
 
     def fleet(
@@ -321,27 +528,93 @@ class World:
 
         return [self.loop.create_task(one(number)) for number in range(agents)]
 
+    async def served(self, agents: int = 4, seconds: float = 3.0) -> Instance:
+        """Founds the group, starts everybody, waits until agents have been served for a while. Returns the active instance."""
+        await self.found()
+        self.start_all()
+        await self.until(lambda: len(self.actives()) == 1, 20, "one active controller")
+        self.fleet(agents)
+        await self.wait(seconds)
+        return self.actives()[0]
+
     # ---------------------------------------------------------------------------------------------------- people
+
+    def signed(
+        self,
+        record: PlanRecord,
+        who: str,
+        decision: str = "approve",
+        seconds: float = 600.0,
+        *,
+        key: str = "",
+        plan: str = "",
+    ) -> ApprovalRequest:
+        """A decision signed with a real key: the person's own, or another one's (``key``), or for another plan."""
+        expires_at = self.clock.wall() + seconds
+        message = statement(record.plan.group, plan or record.plan.id, record.digest, decision, who, expires_at)
+        signature = sign(message, self.keys_dir / (key or who.split("@", maxsplit=1)[0]), NAMESPACE)
+        return ApprovalRequest(who, decision, expires_at, signature, record.digest)
 
     async def approve(
         self, controller: Controller, document: PlanDocument, who: str, decision: str = "approve", seconds: float = 600.0
     ) -> PlanDocument:
         """Signs with the person's real key."""
         record = document.record
-        expires_at = self.clock.wall() + seconds
-        message = statement(record.plan.group, record.plan.id, record.digest, decision, who, expires_at)
-        signature = sign(message, self.keys_dir / who.split("@", maxsplit=1)[0], NAMESPACE)
-        request = ApprovalRequest(who, decision, expires_at, signature, record.digest)
-        return await controller.approve(record.plan.id, request)
+        return await controller.approve(record.plan.id, self.signed(record, who, decision, seconds))
+
+    async def propose(
+        self, kind: str, target: str, requester: str = "oncall", *, via: str = "", break_glass: bool = False
+    ) -> PlanDocument:
+        """Makes a plan at a controller of ``via`` (the target, if nothing is said)."""
+        request = PlanRequest(kind, target, requester, "because", break_glass)
+        instance = self.someone(via or target)
+        return await self.ask(instance, instance.controller.create_plan(request))
+
+    async def let_run(self, document: PlanDocument, people: Sequence[str] = PEOPLE[:2], via: str = "") -> str:
+        """Gets a plan approved and asks for it to run. Returns its id."""
+        plan = document.record.plan
+        instance = self.someone(via or plan.target)
+        for who in people:
+            await self.ask(instance, self.approve(instance.controller, document, who))
+        await self.ask(instance, instance.controller.execute(plan.id, plan.requester, plan.target))
+        return plan.id
 
     async def order(self, kind: str, target: str, requester: str = "oncall") -> str:
         """Plans, gets it approved by two people and asks for it to run. Returns the plan's id."""
-        controller = self.standby(target)
-        document = await controller.create_plan(PlanRequest(kind, target, requester, "because"))
-        for who in PEOPLE[:2]:
-            document = await self.approve(controller, document, who)
-        await controller.execute(document.record.plan.id, requester, target)
-        return document.record.plan.id
+        return await self.let_run(await self.propose(kind, target, requester))
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         return self.loop.create_task(coroutine)
+
+    # ------------------------------------------------------------------------------------------------------ effects
+
+    def client(self, region: str) -> MemoryRegionStore:
+        """A road to a store that is always open: for what a network delivers late."""
+        return MemoryRegionStore(self.servers[region], OpenGate())
+
+    @contextmanager
+    def effects(self, before: Hook | None = None, after: Hook | None = None) -> Iterator[None]:
+        """Lets ``before`` and ``after`` see every call that changes something."""
+        self.before_effect, self.after_effect = before, after
+        try:
+            yield
+        finally:
+            self.before_effect = self.after_effect = None
+
+
+__all__ = [
+    "HOME",
+    "PEOPLE",
+    "REGIONS",
+    "TARGET",
+    "THIRD",
+    "Authority",
+    "Coordinator",
+    "FaultGate",
+    "Instance",
+    "Mapping",
+    "OutcomeUnknown",
+    "Traffic",
+    "World",
+    "make_keys",
+]

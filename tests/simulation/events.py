@@ -1,0 +1,201 @@
+"""What happened, recorded where it happened: in the stores, in etcd, and where an agent got its answer.
+
+Clients, also mutated ones, cannot avoid it. Entries carry one common number ``n``, so that what came first is never in doubt,
+also when it happened in the same instant of virtual time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from controller.adapters.memory.coordinator import MemoryCluster
+from controller.adapters.memory.region_store import MemoryStore
+from controller.domain.approval import Approval
+from controller.domain.model import Authority, Forks, Head, Holder, SegmentRef
+from controller.domain.promotion import PlanRecord
+from controller.lab.virtual_time import VirtualClock
+from controller.ports import Compare, Item, Operation, Put, TxnResult
+from controller.runtime.documents import Keys, decode
+
+
+@dataclass(frozen=True)
+class HeadMoved:
+    """One store's head changed."""
+
+    n: int
+    at: float
+    region: str
+    before: Head
+    after: Head
+
+
+@dataclass(frozen=True)
+class ObjectPut:
+    """An object was written, or offered again. ``sha256``: of what lies there afterwards."""
+
+    n: int
+    at: float
+    region: str
+    ref: SegmentRef
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """One applied transaction that wrote an authority, a fork, a plan or a holder key. ``at``: wall time when it was applied."""
+
+    n: int
+    at: float
+    authority: tuple[Authority | None, Authority] | None = None
+    forks: tuple[Forks | None, Forks] | None = None
+    plan: tuple[PlanRecord | None, PlanRecord] | None = None
+    holder: Holder | None = None
+    audits: int = 0
+    """Audit entries that it wrote."""
+    approvals: tuple[Approval, ...] = ()
+    """Everything that was signed for ``plan`` at that moment."""
+
+
+@dataclass(frozen=True)
+class AckSeen:
+    """An acknowledgement that an agent got. Times are wall times of the world."""
+
+    n: int
+    at: float
+    instance: str
+    honest: bool
+    epoch: int
+    late_by: float
+    """Seconds after the end of the holder's right, by its own clock; negative: before it."""
+    agent: str
+    id: str
+    copies: int
+    seq: int
+    body: bytes
+    sent_at: float
+    new: bool
+
+    def __iter__(self) -> Iterator[Any]:
+        """(when, agent, id, copies asked for, body): what most tests need."""
+        return iter((self.at, self.agent, self.id, self.copies, self.body))
+
+
+@dataclass
+class History:
+    """Everything of one world."""
+
+    clock: VirtualClock
+    keys: Keys
+    heads: list[HeadMoved] = field(default_factory=list)
+    puts: list[ObjectPut] = field(default_factory=list)
+    transactions: list[Transaction] = field(default_factory=list)
+    acks: list[AckSeen] = field(default_factory=list)
+    rewritten_audits: list[str] = field(default_factory=list)
+    restored: bool = False
+    """etcd was restored from a backup: the audit before it may be shorter than what was recorded here."""
+    count: int = 0
+
+    def next(self) -> int:
+        self.count += 1
+        return self.count
+
+    def acknowledged(
+        self,
+        *,
+        instance: str,
+        honest: bool,
+        epoch: int,
+        late_by: float,
+        agent: str,
+        id: str,
+        copies: int,
+        seq: int,
+        body: bytes,
+        sent_at: float,
+        new: bool,
+    ) -> None:
+        """An agent got its answer."""
+        at = self.clock.wall()
+        self.acks.append(
+            AckSeen(self.next(), at, instance, honest, epoch, late_by, agent, id, copies, seq, body, sent_at, new)
+        )
+
+    def openings(self) -> list[tuple[Transaction, int, int]]:
+        """(transaction, epoch, first seq) of every epoch that was opened, in order."""
+        found = []
+        for entry in self.transactions:
+            if entry.forks is None:
+                continue
+            before, after = entry.forks
+            known = {start.epoch for start in before.starts} if before else set()
+            found += [(entry, start.epoch, start.first_seq) for start in after.starts if start.epoch not in known]
+        return found
+
+
+class RecordingStore(MemoryStore):
+    """A region store that remembers every change."""
+
+    def __init__(self, region: str, history: History) -> None:
+        super().__init__(region)
+        self._history = history
+
+    def put(self, ref: SegmentRef, data: bytes) -> None:
+        super().put(ref, data)
+        self.remember(ref)
+
+    def remember(self, ref: SegmentRef) -> None:
+        history = self._history
+        digest = hashlib.sha256(self.objects[ref].data).hexdigest()
+        history.puts.append(ObjectPut(history.next(), history.clock.wall(), self.region, ref, digest))
+
+    def update(self, stream: str, settled: Callable[[Head], bool], after: Callable[[Head], Head]) -> Head:
+        before = self.head(stream)
+        result = super().update(stream, settled, after)
+        now = self.head(stream)
+        if now != before:
+            history = self._history
+            history.heads.append(HeadMoved(history.next(), history.clock.wall(), self.region, before, now))
+        return result
+
+
+class RecordingCluster(MemoryCluster):
+    """An etcd that remembers every transaction that decided something."""
+
+    def __init__(self, clock: VirtualClock, history: History) -> None:
+        super().__init__(clock)
+        self._history = history
+
+    def txn(self, compare: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation]) -> TxnResult:
+        before = dict(self._items)
+        result = super().txn(compare, then, otherwise)
+        branch = then if result.succeeded else otherwise
+        puts = {operation.key: operation.value for operation in branch if isinstance(operation, Put)}
+        if puts:
+            self._remember(before, puts)
+        return result
+
+    def _remember(self, before: Mapping[str, Item], puts: Mapping[str, bytes]) -> None:
+        history, keys = self._history, self._history.keys
+        audits = [key for key in puts if key.startswith(keys.audits)]
+        history.rewritten_audits += [key for key in audits if key in before]
+        authority = forks = plan = holder = None
+        approvals: tuple[Approval, ...] = ()
+        for key, value in puts.items():
+            old = before.get(key)
+            if key == keys.authority:
+                authority = (decode(Authority, old.value) if old else None, decode(Authority, value))
+            elif key.startswith(keys.forks("")):
+                forks = (decode(Forks, old.value) if old else None, decode(Forks, value))
+            elif key.startswith(keys.plans):
+                plan = (decode(PlanRecord, old.value) if old else None, decode(PlanRecord, value))
+                prefix = keys.approvals(plan[1].plan.id)
+                approvals = tuple(decode(Approval, item.value) for k, item in self._items.items() if k.startswith(prefix))
+            elif key.startswith(keys.holders):
+                holder = decode(Holder, value)
+        if authority or forks or plan or holder:
+            history.transactions.append(
+                Transaction(history.next(), history.clock.wall(), authority, forks, plan, holder, len(audits), approvals)
+            )

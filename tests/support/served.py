@@ -1,0 +1,332 @@
+"""Real controllers behind their real HTTP API, in this process and in real time: no etcd, no AWS, no waiting for a lab.
+
+Three regions stand on the memory adapters, one controller each, on free ports of 127.0.0.1, in one thread with a loop of its own.
+So code that runs on the agents' side is tested over the wire that it will use, with a failover that two people sign::
+
+    with ServedController(tmp_path) as served:
+        client = Checkpoints(served.urls)
+        ...
+        served.fail_over()          # the active region is lost, a plan is made, approved twice and carried out
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import uvicorn
+
+from controller.adapters.clock import SystemClock
+from controller.adapters.identity import SshIdentity, generate_key, sign
+from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
+from controller.adapters.memory.gate import FaultGate
+from controller.adapters.memory.pager import MemoryPager
+from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
+from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
+from controller.domain.approval import NAMESPACE, statement
+from controller.domain.promotion import State
+from controller.runtime.api import create_app
+from controller.runtime.bootstrap import bootstrap_group
+from controller.runtime.controller import Controller, Ports
+from controller.runtime.service import ApprovalRequest, PlanRequest
+from controller.settings import Settings
+
+T = TypeVar("T")
+
+REGIONS = ("eu-west-1", "eu-central-1", "us-east-1")
+PEOPLE = ("ada@example.org", "grace@example.org")
+NAME = "agents.dr.example."
+GROUP = "served"
+CALL_SECONDS = 60.0
+"""Longest wait for anything here: a machine that is busy with other tests is slow, not wrong."""
+
+_OWNER: contextvars.ContextVar[_Place | None] = contextvars.ContextVar("owner", default=None)
+"""Whose task is running: all tasks of a region are ended with it, as the end of a process ends them."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """One region: its store and its controller with its API."""
+
+    region: str
+    socket: socket.socket
+    url: str
+    store: MemoryStore
+    gates: dict[str, FaultGate] = field(default_factory=dict)
+    etcd_gate: FaultGate | None = None
+    controller: Controller | None = None
+    server: uvicorn.Server | None = None
+    main: list[asyncio.Task[Any]] = field(default_factory=list)
+    """The controller and its API."""
+    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Every task that one of the two began, and they themselves."""
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.main) and not any(task.done() for task in self.main)
+
+
+class ServedController:
+    """A group of three regions. A context manager; every method may be called from any thread but its own.
+
+    ``folder`` receives the approvers' keys. ``changes`` are sections of the settings, such as ``stream={"copies": 2}``.
+    """
+
+    def __init__(self, folder: Path, *, ttl_seconds: int = 2, **changes: Any) -> None:
+        self._folder = folder
+        self._ttl = ttl_seconds
+        self._changes = changes
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_task_factory(_owned)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="served", daemon=True)
+        self._clock = SystemClock()
+        self._cluster = MemoryCluster(self._clock)
+        self._zone = MemoryZone(NAME, clock=self._clock)
+        self.pager = MemoryPager()
+        self._ids = itertools.count(1)
+        self.places: dict[str, _Place] = {}
+        for region in REGIONS:
+            listening = socket.create_server(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            self.places[region] = _Place(region, listening, url, MemoryStore(region))
+
+    # -------------------------------------------------------------------------------------------------------- life
+
+    def start(self) -> ServedController:
+        """Returns when the first region serves."""
+        _make_keys(self._folder)
+        self._thread.start()
+        self._run(self._start())
+        self.wait_until_active(REGIONS[0])
+        return self
+
+    def stop(self) -> None:
+        """Ends everything at once; nothing is left running."""
+        if self._thread.is_alive():
+            self._run(self._stop())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(CALL_SECONDS)
+            self._loop.close()
+        for place in self.places.values():
+            place.socket.close()
+
+    def __enter__(self) -> ServedController:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _run(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self._loop).result(CALL_SECONDS)
+
+    async def _start(self) -> None:
+        self._zone.provision(
+            {region: [f"127.0.{number}.1"] for number, region in enumerate(REGIONS, start=1)},
+            {region: 100 if region == REGIONS[0] else 0 for region in REGIONS},
+        )
+        await bootstrap_group(
+            MemoryCoordinator(self._cluster),
+            self._clock,
+            prefix="/dr",
+            group=GROUP,
+            region=REGIONS[0],
+            stores=REGIONS,
+            actor="test",
+        )
+        for region in REGIONS:
+            contextvars.copy_context().run(self._start_place, region)
+
+    def _start_place(self, region: str) -> None:
+        place = self.places[region]
+        _OWNER.set(place)
+        place.etcd_gate = gate = FaultGate(self._clock.sleep)
+        place.gates = {other: FaultGate(self._clock.sleep) for other in REGIONS}
+        ports = Ports(
+            coordinator=MemoryCoordinator(self._cluster, gate),
+            stores={other: MemoryRegionStore(self.places[other].store, place.gates[other]) for other in REGIONS},
+            traffic=MemoryTraffic(self._zone, REGIONS, gate),
+            resolver=MemoryResolver(self._zone),
+            identity=SshIdentity(self._folder / "allowed_signers", NAMESPACE, self._clock.wall),
+            pager=self.pager,
+            clock=self._clock,
+            new_id=lambda: f"plan-{next(self._ids)}",
+        )
+        place.controller = Controller(self._settings(region), ports)
+        app = create_app(place.controller, clock=self._clock)
+        place.server = uvicorn.Server(
+            uvicorn.Config(app, log_level="critical", access_log=False, loop="none", lifespan="off", timeout_graceful_shutdown=1)
+        )
+        place.main = [
+            self._loop.create_task(place.controller.run(), name=f"controller-{region}"),
+            self._loop.create_task(place.server.serve(sockets=[place.socket]), name=f"api-{region}"),
+        ]
+
+    def _settings(self, region: str) -> Settings:
+        base: dict[str, Any] = {
+            "group": GROUP,
+            "environment": "lab",
+            "region": region,
+            "instance": f"{region}-a",
+            "state_dir": self._folder,
+            "etcd": {"endpoints": ["http://127.0.0.1:2379"], "ttl_seconds": self._ttl, "margin_seconds": 0.4, "tick_seconds": 0.2},
+            "regions": {
+                name: {
+                    "bucket": f"dr-{name}",
+                    "table": f"dr-{name}",
+                    "addresses": [f"127.0.{number}.1"],
+                    "controllers": [self.places[name].url],
+                    "priority": number,
+                }
+                for number, name in enumerate(REGIONS, start=1)
+            },
+            "stream": {"flush_seconds": 0.005, "follow_seconds": 0.05, "canary_seconds": 1.0, "ack_timeout_seconds": 5.0},
+            "rpo": {"seconds": 5.0, "settle_seconds": 0.5, "report_seconds": 0.2},
+            "promotion": {"notice_seconds": 0.2, "auto_propose": False},
+            "traffic": {"zone_id": "Z1SERVED", "name": NAME},
+            "dns": {"servers": ["127.0.0.31:5353"]},
+            "approvals": {"allowed_signers": self._folder / "allowed_signers"},
+            "api": {"address": self.places[region].url},
+        }
+        for section, values in self._changes.items():
+            base[section] = {**base.get(section, {}), **values}
+        return Settings.model_validate(base)
+
+    async def _stop(self) -> None:
+        for place in self.places.values():
+            await self._kill(place)
+
+    # ----------------------------------------------------------------------------------------------------- looking
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Base URLs of all controllers, the first region's first: what agents are configured with."""
+        return tuple(place.url for place in self.places.values())
+
+    def active(self) -> str | None:
+        """The region that serves agents now."""
+
+        async def look() -> str | None:
+            return next((place.region for place in self.places.values() if _serves(place)), None)
+
+        return self._run(look())
+
+    def wait_until_active(self, region: str) -> None:
+        self.until(lambda: self.active() == region, f"{region} to be active")
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Polls. Raises what a controller died of, or AssertionError when it takes longer than anything should."""
+        end = time.monotonic() + CALL_SECONDS
+        while not condition():
+            self._raise_bugs()
+            assert time.monotonic() < end, f"waited {CALL_SECONDS:g} s for {what}"
+            time.sleep(0.03)
+
+    def _raise_bugs(self) -> None:
+        for place in self.places.values():
+            for task in place.main:
+                if task.done() and not task.cancelled() and task.exception() is not None:
+                    raise AssertionError(f"{place.region} died") from task.exception()
+
+    # ------------------------------------------------------------------------------------------------------ faults
+
+    def lose_region(self, region: str) -> None:
+        """Kills its controller, resets its connections and freezes its store."""
+        self._run(self._lose(self.places[region]))
+
+    async def _lose(self, place: _Place) -> None:
+        for other in self.places.values():
+            if other.gates:
+                other.gates[place.region].cut = True
+        await self._kill(place)
+
+    async def _kill(self, place: _Place) -> None:
+        for gate in (place.etcd_gate, *place.gates.values()):
+            if gate is not None:
+                gate.cut = True
+        place.socket.close()
+        if place.server is not None:
+            place.server.should_exit = place.server.force_exit = True
+            for connection in list(place.server.server_state.connections):
+                connection.transport.abort()
+        place.main = []
+        while place.tasks:
+            tasks = list(place.tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def delay_replication(self, seconds: float) -> None:
+        """From now on the active region's writes take this long to each *other* region's store; 0 = at once."""
+        region = self.active()
+        assert region is not None
+        for other, gate in self.places[region].gates.items():
+            gate.delay_seconds = 0.0 if other == region else seconds
+
+    def fail_over(self, target: str | None = None, *, lose: bool = True) -> str:
+        """Loses the active region, then people move the fleet. Returns the target, which serves when this returns.
+        ``lose`` False: a switchover of a healthy region. ``target``: the next region when left out."""
+        lost = self.active()
+        assert lost is not None, "no region is active"
+        goal = target or REGIONS[(REGIONS.index(lost) + 1) % len(REGIONS)]
+        if lose:
+            self.lose_region(lost)
+        plan = self._run(self._order("failover" if lose else "switchover", goal))
+        self.until(lambda: self._run(self._done(goal, plan)), f"{plan} to be done")
+        self.wait_until_active(goal)
+        return goal
+
+    async def _order(self, kind: str, target: str) -> str:
+        """What people do: make a plan, read it, sign it twice, run it."""
+        controller = self.places[target].controller
+        assert controller is not None
+        document = await controller.create_plan(PlanRequest(kind, target, "oncall", "because"))
+        record = document.record
+        for who in PEOPLE:
+            expires_at = self._clock.wall() + 600.0
+            message = statement(record.plan.group, record.plan.id, record.digest, "approve", who, expires_at)
+            signature = sign(message, self._folder / who.split("@", maxsplit=1)[0], NAMESPACE)
+            request = ApprovalRequest(who, "approve", expires_at, signature, record.digest)
+            await controller.approve(record.plan.id, request)
+        await controller.execute(record.plan.id, "oncall", target)
+        return record.plan.id
+
+    async def _done(self, target: str, plan: str) -> bool:
+        controller = self.places[target].controller
+        assert controller is not None
+        state = (await controller.plan(plan)).record.state
+        assert state not in (State.REFUSED, State.VOID, State.EXPIRED, State.ABORTED), f"{plan} is {state.value}"
+        return state is State.DONE
+
+
+def _serves(place: _Place) -> bool:
+    return place.alive and place.controller is not None and place.controller.may_act()
+
+
+def _owned(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    owner = _OWNER.get()
+    if owner is not None:
+        owner.tasks.add(task)
+        task.add_done_callback(owner.tasks.discard)
+    return task
+
+
+def _make_keys(folder: Path) -> None:
+    """One ed25519 key per person, and the file that lists them."""
+    lines = []
+    for who in PEOPLE:
+        key = folder / who.split("@", maxsplit=1)[0]
+        if not key.exists():
+            generate_key(key, who)
+        kind, public = key.with_suffix(".pub").read_text().split()[:2]
+        lines.append(f"{who} {kind} {public}")
+    (folder / "allowed_signers").write_text("\n".join(lines) + "\n")
