@@ -96,6 +96,7 @@ async def _up(state_dir: Path, settings: Path | None, port_offset: int, agents: 
 
     topology = build(read_settings(settings), state_dir.absolute(), offset=port_offset)  # noqa: ASYNC240 - no I/O
     async with Lab(topology, say=typer.echo, agents=agents, corpus=corpus) as lab:
+        typer.echo(f"{len(await lab.give_tasks())} agents have tasks and go to work")
         typer.echo(commands_to_try(state_dir, topology.home, [region.name for region in topology.regions]))
         told: set[str] = set()
         while not lab.stopping.is_set():
@@ -123,7 +124,7 @@ def commands_to_try(state_dir: Path, home: str, regions: list[str]) -> str:
             "  drctl status",
             "  drctl lag --watch",
             f"  drctl lab kill {home}{own}",
-            f"  drctl plan failover --to {target}",
+            f"  drctl plan failover --to {target} --reason 'the region is silent' --requester carol",
             f"  drctl approve PLAN --key {state_dir}/keys/alice",
             f"  drctl approve PLAN --key {state_dir}/keys/bob",
             f"  drctl promote PLAN --execute --confirm {target} --wait",

@@ -14,7 +14,6 @@ from typing import Any
 
 import httpx
 
-from controller.agent import AsyncCheckpoints
 from controller.errors import Unavailable
 from controller.lab import demo_report as report
 from controller.lab import work
@@ -111,10 +110,7 @@ class Demo(Stage):
     async def work(self) -> None:
         """Act 2: tasks through the client; then the agents read and think until each has a few acknowledged checkpoints."""
         self.teller.act(f"A fleet of {self.options.agents} agents goes to work")
-        specs = work.fleet_specs(self.options.agents)
-        urls = [place.api.url for place in self.lab.topology.region(self.source).controllers]
-        async with AsyncCheckpoints(urls, timeout_seconds=30.0) as client:
-            await asyncio.gather(*(client.create_task(agent, spec) for agent, spec in specs.items()))
+        specs = await self.lab.give_tasks()
         two = sum(1 for spec in specs.values() if spec.get("copies") == 2)
         self.teller.say(
             f"{len(specs)} tasks are in the stream; {two} agents ask for two copies of every step, the others for one"

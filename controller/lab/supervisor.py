@@ -32,14 +32,16 @@ import httpx
 from controller.adapters.clock import SystemClock
 from controller.adapters.etcd import EtcdCoordinator
 from controller.adapters.identity import generate_key
+from controller.agent import AsyncCheckpoints
 from controller.errors import Refused, Unavailable
-from controller.lab import control
-from controller.lab.aws import LAB_ENVIRONMENT, AwsStandIn, provision_region, provision_zone
+from controller.lab import control, work
+from controller.lab.aws import LAB_ENVIRONMENT, AwsStandIn
 from controller.lab.ending import read_note
 from controller.lab.etcd import EtcdAddress, EtcdCluster, find_etcd
 from controller.lab.hosts import AgentHostPlace, host_argv, places
 from controller.lab.layout import Layout
 from controller.lab.processes import IDENTITY, Children, Roster, Spec, Started, start_ticks, sweep, tail
+from controller.lab.stand_ins import start_region, start_route53
 from controller.lab.topology import (
     ETCD_PEER_SHIFT,
     ControllerPlace,
@@ -78,6 +80,7 @@ class Lab:
         self._say = say
         self._hosts = places(topology, self.layout, per_region=hosts_per_region, agents=agents)
         self._corpus = corpus
+        self._agents = agents
         self._children: Children | None = None
         self._stand_ins: dict[str, AwsStandIn] = {}
         # Stand-ins are started from these threads, and a child dies with the thread that made it: they stay until down().
@@ -138,6 +141,14 @@ class Lab:
         for host in self._hosts:
             self._start_host(host)
         await self._wait_for_controllers()
+
+    async def give_tasks(self) -> dict[str, dict[str, object]]:
+        """Puts every agent's task into the stream, through the client that agents use. Returns the specs by agent."""
+        specs = work.fleet_specs(self._agents)
+        urls = [place.api.url for place in self.topology.region(self.topology.home).controllers]
+        async with AsyncCheckpoints(urls, timeout_seconds=30.0) as client:
+            await asyncio.gather(*(client.create_task(agent, spec) for agent, spec in specs.items()))
+        return specs
 
     def _take_state_dir(self) -> None:
         """Raises Refused while another lab uses the directory; clears away what a dead one left."""
@@ -217,7 +228,7 @@ class Lab:
 
     def _start_etcd(self) -> None:
         binary = find_etcd()
-        self._say(f"etcd {binary.version}" + (f" ({binary.warning})" if binary.warning else ""))
+        self._say(binary.warning or f"etcd {binary.version}")
         addresses = [
             EtcdAddress(region.name, region.etcd.host, region.etcd.port, region.etcd.port + ETCD_PEER_SHIFT)
             for region in self.topology.regions
@@ -235,32 +246,15 @@ class Lab:
         self._module(host.name, "agents", host.region, *host_argv(host, self.topology, self._corpus))
 
     async def _start_stand_ins(self) -> str:
-        """S3, DynamoDB and Route 53, with what Terraform would create in them. Returns the id of the hosted zone."""
-        loop = asyncio.get_running_loop()
-        regions = self.topology.document["regions"]
-
-        def start_region(name: str) -> AwsStandIn:
-            place, settings = self.topology.region(name), regions[name]
-            aws_region = settings.get("aws_region") or name
-            log = self._process().log(f"store-{name}")
-            stand_in = AwsStandIn(host=place.store.host, port=place.store.port, aws_region=aws_region, log=log)
-            stand_in.start(READY_SECONDS)
-            provision_region(stand_in.endpoint, aws_region=aws_region, bucket=settings["bucket"], table=settings["table"])
-            return stand_in
-
-        def start_route53() -> tuple[AwsStandIn, str]:
-            place = self.topology.route53
-            stand_in = AwsStandIn(host=place.host, port=place.port, log=self._process().log("route53"))
-            stand_in.start(READY_SECONDS)
-            traffic = self.topology.document["traffic"]
-            weights = {name: int(traffic.get("active_weight", 100)) if name == self.topology.home else 0 for name in regions}
-            addresses = {name: settings["addresses"] for name, settings in regions.items()}
-            ttl = int(traffic.get("ttl_seconds", 5))
-            zone = self.topology.dns_name.split(".", 1)[1]
-            return stand_in, provision_zone(stand_in.endpoint, zone, self.topology.dns_name, addresses, weights, 0, ttl)
-
-        global_part = loop.run_in_executor(self._threads, start_route53)
-        parts = {name: loop.run_in_executor(self._threads, start_region, name) for name in regions}
+        """S3 and DynamoDB of every region, and Route 53. Returns the id of the hosted zone."""
+        loop, log = asyncio.get_running_loop(), self._process().log
+        global_part = loop.run_in_executor(self._threads, start_route53, self.topology, log("route53"), READY_SECONDS)
+        parts = {
+            region.name: loop.run_in_executor(
+                self._threads, start_region, self.topology, region.name, log(f"store-{region.name}"), READY_SECONDS
+            )
+            for region in self.topology.regions
+        }
         # All of them are waited for, so that none is forgotten when one fails.
         await asyncio.wait(parts.values())
         await asyncio.wait([global_part])

@@ -45,17 +45,33 @@ class Audit:
         self._last: AuditEntry | None = None
 
     async def _newest(self) -> AuditEntry | None:
-        """The newest entry, found by walking on from the last one known."""
+        """The newest entry. Found by doubling and bisection at first (numbers have no gaps), then by walking on."""
         if self._last is None:
-            items = await self._coordinator.list(self._keys.audits)
-            if items:
-                self._last = decode(AuditEntry, items[-1].value, where=items[-1].key)
-            return self._last
-        while True:
-            item = await self._coordinator.get(self._keys.audit(self._last.n + 1))
-            if item is None:
-                return self._last
-            self._last = decode(AuditEntry, item.value, where=item.key)
+            self._last = await self._find_last()
+        while self._last is not None:
+            following = await self._entry(self._last.n + 1)
+            if following is None:
+                break
+            self._last = following
+        return self._last
+
+    async def _find_last(self) -> AuditEntry | None:
+        known, missing = 0, 1
+        last: AuditEntry | None = None
+        while (entry := await self._entry(missing)) is not None:
+            last, known, missing = entry, missing, 2 * missing
+        while missing - known > 1:
+            middle = (known + missing) // 2
+            entry = await self._entry(middle)
+            if entry is None:
+                missing = middle
+            else:
+                last, known = entry, middle
+        return last
+
+    async def _entry(self, n: int) -> AuditEntry | None:
+        item = await self._coordinator.get(self._keys.audit(n))
+        return None if item is None else decode(AuditEntry, item.value, where=item.key)
 
     async def commit(
         self,

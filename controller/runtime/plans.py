@@ -17,7 +17,7 @@ from controller.domain.promotion import BEFORE_AUTHORIZE, Event, PlanRecord, Sta
 from controller.errors import ApprovalRequired, Conflict, Misconfigured, NotFound, OutcomeUnknown, Refused
 from controller.ports import Clock, Compare, Coordinator, Identity, Operation, Put
 from controller.runtime.audit import Audit
-from controller.runtime.documents import Keys, Seen, encode, read, read_all
+from controller.runtime.documents import Keys, Seen, decode, encode, read, read_all
 from controller.runtime.evidence import require
 from controller.runtime.service import ApprovalRequest, ApprovalSeen, JournalEntry, PlanDocument, PlanRequest
 
@@ -62,6 +62,7 @@ class PlanBook:
         self._regions = tuple(regions)
         self._instance = instance
         self._new_id = new_id
+        self._decoded: dict[str, Seen[PlanRecord]] = {}
 
     @property
     def plan_ttl_seconds(self) -> float:
@@ -153,9 +154,14 @@ class PlanBook:
         return found
 
     async def all(self) -> tuple[Seen[PlanRecord], ...]:
-        """All plans, oldest first."""
-        found = await read_all(self._coordinator, self._keys.plans, PlanRecord)
-        return tuple(sorted(found, key=lambda seen: seen.value.plan.created_at))
+        """All plans, oldest first. Decodes only what changed since the last look: loops call this at every tick."""
+        found = {}
+        for item in await self._coordinator.list(self._keys.plans):
+            known = self._decoded.get(item.key)
+            fresh = known is not None and known.revision == item.mod_revision
+            found[item.key] = known if known and fresh else Seen(decode(PlanRecord, item.value, where=item.key), item)
+        self._decoded = found
+        return tuple(sorted(found.values(), key=lambda seen: seen.value.plan.created_at))
 
     async def approvals(self, plan_id: str) -> tuple[Seen[Approval], ...]:
         """Everything that was signed for a plan."""

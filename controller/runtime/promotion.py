@@ -138,6 +138,9 @@ class Promotion:
 
     async def _confirm(self, record: PlanRecord) -> tuple[str, Mapping[str, object]]:
         """Seen from outside: every configured server gives the target's addresses and our epoch. Never only the API."""
+        if record.plan.id not in self.changes:
+            # A predecessor routed, under an epoch below ours: bring the zone up to ours first, or it is never confirmed.
+            await self._route(record)
         target = frozenset(self.policy.addresses[record.plan.target])
         deadline = self.clock.monotonic() + self.policy.confirm_timeout_seconds
         while True:

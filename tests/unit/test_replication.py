@@ -23,7 +23,7 @@ from controller.domain.model import EpochStart, Forks, Head, Salvage
 
 REGIONS = ("a", "b", "c", "d", "e")
 SEEDS = 500
-STEPS = 90
+STEPS = 160
 
 Entry = tuple[int, int]
 """(epoch that wrote it, its own number): two entries are the same segment exactly when both are equal."""
@@ -97,21 +97,24 @@ class Model:
         self.canonical: list[Entry] = []
         self.promises: list[Promise] = []
         self.numbers = 0
+        self.isolated: str | None = None
+        """This region reaches its own store and nothing else, and nobody else reaches that store."""
         self.seen: Counter[str] = Counter()
         self._stores_check_epochs = stores_check_epochs
         self._stand_in_is_recorded = stand_in_is_recorded
 
     def run(self, steps: int = STEPS) -> None:
         actions: list[tuple[int, Callable[[], None]]] = [
-            (3, self.acquire),
+            (4, self.acquire),
             (10, self.fence),
             (2, self.prepare_partly),
-            (8, self.open),
+            (10, self.open),
             (12, self.append),
-            (22, self.ship),
-            (16, self.acknowledge),
-            (3, self.stand_in),
-            (7, self.toggle),
+            (24, self.ship),
+            (18, self.acknowledge),
+            (2, self.stand_in),
+            (4, self.toggle),
+            (3, self.isolate),
             (2, self.approve_loss),
         ]
         weights = [weight for weight, _ in actions]
@@ -152,13 +155,19 @@ class Model:
         return instance.epoch == self.epoch
 
     def acquire(self) -> None:
+        """Mostly only when the last one got somewhere: people do not fail over for the sake of it."""
+        newest = self.instances[-1] if self.instances else None
+        if newest is not None and newest.history is None and not newest.over and self.random.random() < 0.8:
+            return
+        homes = [region for region in self.stores if region != self.isolated]
         self.epoch += 1
-        self.instances.append(Instance(self.epoch, self.random.choice(list(self.stores))))
+        self.instances.append(Instance(self.epoch, self.random.choice(homes)))
 
     def _reach(self, instance: Instance, region: str) -> Store | None:
         """Fences the store under the instance's epoch. None: no answer, or the instance saw a greater epoch and is over."""
         store = self.stores[region]
-        if not store.reachable:
+        cut_off = region != instance.home and self.isolated in (region, instance.home)
+        if cut_off or not store.reachable:
             return None
         if store.epoch > instance.epoch and self._stores_check_epochs:
             instance.over = True
@@ -171,7 +180,7 @@ class Model:
         if instance is None:
             return
         for region in self.random.sample(list(self.stores), len(self.stores)):
-            if self.random.random() < 0.7 and not instance.over:
+            if self.random.random() < 0.9 and not instance.over:
                 store = self._reach(instance, region)
                 if store is not None:
                     instance.fenced[region] = list(store.entries)
@@ -226,7 +235,7 @@ class Model:
         choice = self._choose(instance) if instance is not None else None
         if instance is None or choice is None or not self._bring_home(instance, choice, 10**6):
             return
-        if not self._newest(instance):
+        if not self._newest(instance) or instance.home == self.isolated:
             return  # the transaction that records the fork compares the holder key
         history = list(self.stores[instance.home].entries)
         self._forgive(instance, history)
@@ -264,11 +273,19 @@ class Model:
         if instance is None or instance.history is None:
             return
         region = self.random.choice([instance.home, *self.stores])
+        if self._newest(instance) and self.random.random() < 0.2:
+            self._ship_to(instance, instance.home)
+        self._ship_to(instance, region)
+
+    def _ship_to(self, instance: Instance, region: str) -> None:
+        assert instance.history is not None
         store = self._reach(instance, region)
         if store is None:
             return
         head = head_of(store.entries, instance.epoch)
-        keep = replication.align(region, head, instance.starts, len(instance.history), instance.epoch).keep
+        alignment = replication.align(region, head, instance.starts, len(instance.history), instance.epoch)
+        keep = alignment.keep
+        self.seen["salvaged"] += alignment.salvage is not None
         if store.entries[:keep] != instance.history[:keep] and self._newest(instance):
             raise Violation(f"{region} keeps {store.entries[:keep]} that are not ours: {instance.history[:keep]}")
         count = self.random.randint(0, 4)
@@ -281,7 +298,8 @@ class Model:
         instance = self._some(opened=True)
         if instance is None or not instance.history:
             return
-        seq = self.random.randint(max(1, len(instance.history) - 6), len(instance.history))
+        newest = max(instance.known.values(), default=0) or len(instance.history)
+        seq = self.random.randint(max(1, newest - 2), newest)
         committed = {region for region, known in instance.known.items() if known >= seq}
         copies = self.random.choice((1, 1, 2, 2, len(self.stores)))
         if not self._newest(instance):
@@ -294,7 +312,7 @@ class Model:
     def stand_in(self) -> None:
         """Another store may acknowledge alone, once that is recorded; and no more when the home store has everything."""
         instance = self._some(opened=True)
-        if instance is None or instance.history is None or not self._newest(instance):
+        if instance is None or instance.history is None or not self._newest(instance) or instance.home == self.isolated:
             return
         promised = max((promise.seq for promise in self.promises), default=0)
         if instance.sole_ackers == (instance.home,):
@@ -307,12 +325,22 @@ class Model:
             self.forks = Forks(self.forks.starts, instance.sole_ackers)
 
     def toggle(self) -> None:
-        """Mostly at most one store is away; now and then two are."""
-        away = [store for store in self.stores.values() if not store.reachable]
+        """Mostly at most one store is away, often the one that has most; now and then two are."""
+        stores = list(self.stores.values())
+        away = [store for store in stores if not store.reachable]
         if away and (len(away) > 1 or self.random.random() < 0.7):
             self.random.choice(away).reachable = True
-        else:
-            self.random.choice(list(self.stores.values())).reachable = False
+            return
+        longest = max(stores, key=lambda store: len(store.entries))
+        (longest if self.random.random() < 0.6 else self.random.choice(stores)).reachable = False
+
+    def isolate(self) -> None:
+        """Mostly the region that is active: the old instance goes on with its own store while the next one opens."""
+        if self.isolated is not None:
+            self.isolated = None
+            return
+        opened = [one.home for one in self.instances if one.history is not None and not one.over]
+        self.isolated = opened[-1] if opened and self.random.random() < 0.8 else self.random.choice(list(self.stores))
 
     def approve_loss(self) -> None:
         instance = self._some(opened=False)

@@ -1,0 +1,248 @@
+"""An agent's records as the ordered log that they are: indexed here, read incrementally, appended to without surprises.
+
+What the adapters (LangGraph, sessions) have in common:
+
+- **Index**: the records without their bodies, oldest first. A refresh asks for the newest page and stops at the first record
+  that is known. What this index holds beyond that record is not history any more (a region was lost with it) and is dropped.
+- **Never backwards**: a list that lacks records which were acknowledged or listed here before was answered by a controller that
+  is behind, and is asked for again. Only when a newer record is there and the old ones are not, they are given up as lost.
+- **Saying it again**: an (agent, id) is written once. Something that was said, then withdrawn or said differently, then said
+  again, gets a new id of its own; see ``append``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+from urllib.parse import quote
+
+from controller.agent import wire
+from controller.agent.client import ACKNOWLEDGED, AsyncCheckpoints
+from controller.domain.model import Record
+from controller.errors import Conflict, NotFound, Unavailable
+from controller.stream.limits import DEFAULT_LIMITS
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAGE = 50
+PAGE = 1000
+"""The API's own limit."""
+MARK = "mark"
+"""Kind of a record that says nothing: whoever sees it has everything that came before it."""
+STALE_TRIES = 5
+"""Times that a list without our own records is asked for again before a mark is written to learn the truth."""
+PAUSE_SECONDS = 0.05
+CONCURRENT_READS = 8
+REPEAT = "~"
+"""Between an id and the number of its repetition. ``escape`` never produces it."""
+
+_UNSAFE = re.compile(r"[%~/@\x00-\x20\x7f-\U0010ffff]")
+
+
+def escape(text: str, limit: int) -> str:
+    """A visible ASCII name for any text: unsafe characters percent-encoded, ``/``, ``@`` and ``~`` too. What would be longer than
+    ``limit`` keeps its beginning and ends in ``%~`` and a hash, which no other text gives. Injective but for that hash."""
+    name = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), text)
+    if len(name) <= limit:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"{name[: limit - 34]}%~{digest}"
+
+
+def agent_name(prefix: str, text: str) -> str:
+    """Agent for a thread or session: what is safe stays readable. An empty text is ``%~empty``."""
+    return prefix + (escape(text, DEFAULT_LIMITS.agent_chars - len(prefix)) or "%~empty")
+
+
+class MayAct(Protocol):
+    """A ``Hold``, a ``SyncHold`` or a ``Right``: ``check`` raises Fenced once the agent must not act any more."""
+
+    def check(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """Under what an adapter writes. ``copies``: regions before an acknowledgement; ``attempt``: of the assignment, 0 = none."""
+
+    copies: int = 1
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A record to be appended."""
+
+    id: str
+    kind: str
+    body: bytes
+    parent: str | None = None
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+class Journal:
+    """One agent's records. One event loop, the client's, owns it."""
+
+    def __init__(self, client: AsyncCheckpoints, agent: str) -> None:
+        self.agent = agent
+        self.version = 0
+        """Grows whenever ``records`` changes."""
+        self.records: list[Record] = []
+        """As of the last refresh, oldest first."""
+        self._client = client
+        self._places: dict[str, int] = {}
+        self._expected: set[str] = set()
+        """Acknowledged to us and not listed yet, or listed once and not in the last list."""
+        self._attempt = 0
+        self._lock = asyncio.Lock()
+        self._reads = asyncio.Semaphore(CONCURRENT_READS)
+
+    # -------------------------------------------------------------------------------------------------------- reading
+
+    def place(self, record_id: str) -> int | None:
+        """Where a record stands in ``records``."""
+        return self._places.get(record_id)
+
+    async def refresh(self) -> Sequence[Record]:
+        """Brings the index up to date. Raises Unavailable, also when only controllers that are behind answer."""
+        async with self._lock:
+            await self._client.drain()  # what is spooled comes before what we are about to read
+            for attempt in range(STALE_TRIES):
+                await self._pull()
+                if not self._expected:
+                    return self.records
+                await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
+            await self._pull_past_a_mark()
+            if self._expected:
+                logger.warning("agent %a: %d records were lost with their region", self.agent, len(self._expected))
+                self._expected.clear()
+            return self.records
+
+    async def _pull_past_a_mark(self) -> None:
+        """A record that is written now stands behind everything that is still history."""
+        mark = f"mark/{uuid.uuid4().hex}"
+        await self._client.put(self.agent, mark, b"", kind=MARK, attempt=self._attempt)
+        for attempt in range(2 * STALE_TRIES):
+            await self._pull()
+            if mark in self._places:
+                return
+            await asyncio.sleep(PAUSE_SECONDS * 2 ** min(attempt, STALE_TRIES))
+        raise Unavailable(
+            f"the controllers that answer have not seen agent {self.agent!a}'s newest record", hint="wait, then try again"
+        )
+
+    async def _pull(self) -> None:
+        news: list[Record] = []
+        before: str | None = None
+        limit = FIRST_PAGE
+        while True:
+            page = await self._page(limit, before)
+            for record in page:
+                at = self._places.get(record.id)
+                if at is not None and self.records[at].sha256 == record.sha256:
+                    self._adopt(at + 1, news)
+                    return
+                news.append(record)
+            if len(page) < limit:
+                self._adopt(0, news)
+                return
+            before, limit = page[-1].id, PAGE
+
+    def _adopt(self, keep: int, news: list[Record]) -> None:
+        if keep == len(self.records) and not news:
+            return
+        for record in self.records[keep:]:
+            del self._places[record.id]
+            self._expected.add(record.id)
+        del self.records[keep:]
+        for record in reversed(news):
+            self._places[record.id] = len(self.records)
+            self.records.append(record)
+            self._expected.discard(record.id)
+        self.version += 1
+
+    async def _page(self, limit: int, before: str | None) -> tuple[Record, ...]:
+        older = "" if before is None else f"&before={quote(before, safe='')}"
+        path = f"{wire.agent_path(self.agent, 'records')}?limit={limit}{older}&fresh=true"
+        client = self._client
+
+        async def once(deadline: float) -> tuple[Record, ...]:
+            return await client._call("GET", path, deadline, lambda answer: wire.records(answer.content))
+
+        try:
+            return await client._retry(once, client._deadline(None), f"records of agent {self.agent!a}", mutating=False)
+        except NotFound:  # `before` was lost between two pages: begin again
+            if before is None:
+                return ()
+            raise Unavailable(f"the records of agent {self.agent!a} changed while they were read", hint="try again") from None
+
+    async def body(self, record: Record) -> bytes:
+        """The verified body. Raises NotFound when no copy has it any more, Unavailable, Corrupt."""
+        path = wire.agent_path(self.agent, "records", record.id) + "?fresh=true"
+        async with self._reads:
+            for attempt in range(STALE_TRIES):
+                try:
+                    return (await self._client._read(path, None))[1]
+                except NotFound:  # listed by one controller, not yet known to the one that was asked now
+                    await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
+            return (await self._client._read(path, None))[1]
+
+    # ------------------------------------------------------------------------------------------------------ appending
+
+    async def append(self, draft: Draft, writing: Writing, stands: Callable[[int], bool]) -> None:
+        """Acknowledged (or spooled) when it returns. Raises like ``put``, but not Conflict.
+
+        ``stands(place)``: does the record at that place of ``records`` still say what it said? It is asked when the very same
+        was written before; when it does not (it was withdrawn, or said differently since) it is said again under a new id.
+        So is another body under an id that is taken.
+        """
+        self._attempt = writing.attempt
+        repeat = 0
+        while True:
+            name = draft.id if repeat == 0 else f"{draft.id}{REPEAT}{repeat}"
+            try:
+                ack = await self._client.put(
+                    self.agent,
+                    name,
+                    draft.body,
+                    kind=draft.kind,
+                    parent=draft.parent,
+                    copies=writing.copies,
+                    attempt=writing.attempt,
+                    meta=draft.meta,
+                )
+            except Conflict:
+                repeat += 1
+                continue
+            if ack.status not in ACKNOWLEDGED:
+                return
+            if name not in self._places:
+                self._expected.add(name)
+            if ack.status == "acknowledged":
+                return
+            await self.refresh()
+            place = self.place(name)
+            if place is None or stands(place):
+                return
+            repeat += 1
+
+
+class Journals:
+    """The journals of one client, by agent. Forgets the least recently used beyond ``limit``: a cold one costs a list."""
+
+    def __init__(self, client: AsyncCheckpoints, limit: int = 1024) -> None:
+        self._client = client
+        self._limit = limit
+        self._known: dict[str, Journal] = {}
+
+    def of(self, agent: str) -> Journal:
+        journal = self._known.pop(agent, None) or Journal(self._client, agent)
+        self._known[agent] = journal
+        while len(self._known) > self._limit:
+            del self._known[next(iter(self._known))]
+        return journal
