@@ -129,6 +129,9 @@ class Keys:
     def audit(self, n: int) -> str:
         return self._at("audit", f"{n:012d}")
 
+    @property
+    def audits(self) -> str:
+        return self._at("audit", "")
 
 
 @dataclass(frozen=True, slots=True)
