@@ -19,7 +19,7 @@ import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from controller.agent import wire
@@ -46,8 +46,8 @@ _UNSAFE = re.compile(r"[%~/@\x00-\x20\x7f-\U0010ffff]")
 
 
 def escape(text: str, limit: int) -> str:
-    """A visible ASCII name for any text: unsafe characters percent-encoded, ``/``, ``@`` and ``~`` too. What would be longer than
-    ``limit`` keeps its beginning and ends in ``%~`` and a hash, which no other text gives. Injective but for that hash."""
+    """A visible ASCII name for any text: unsafe characters percent-encoded, ``/``, ``@`` and ``~`` too. What would be longer
+    than ``limit`` keeps its beginning and ends in ``%~`` and a hash. Different texts give different names."""
     name = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), text)
     if len(name) <= limit:
         return name
@@ -94,6 +94,10 @@ class Journal:
         """Grows whenever ``records`` changes."""
         self.records: list[Record] = []
         """As of the last refresh, oldest first."""
+        self.parsed: tuple[int, Any] | None = None
+        """What the adapter made of ``records``, with the ``version`` that it was made from."""
+        self.notes: dict[tuple[str, ...], set[str]] = {}
+        """The adapter's own."""
         self._client = client
         self._places: dict[str, int] = {}
         self._expected: set[str] = set()

@@ -3,19 +3,19 @@
     with Checkpoints(endpoints) as client:
         graph = builder.compile(checkpointer=ReplicatedSaver(client))
 
-A thread is an agent; each checkpoint is one record, and each ``put_writes`` is one. All namespaces of a thread are in one log, so
-a region that takes over has a prefix of the thread: never a subgraph's step without the step of its parent that it belongs to.
+A thread is an agent; each checkpoint is one record, and so is each ``put_writes``. All namespaces of a thread are in one
+log, so a region that takes over has a prefix of the thread: never a subgraph's step without its parent's step before it.
 
 **Deletions are records too.** The stream is append-only: ``delete_thread``, ``prune`` and ``delete_for_runs`` write records that
 say what is not to be shown any more, in every region and in the same order for all. They free no space and erase no bytes;
 retention does that. ``delete_for_runs`` writes one record per run beside the threads, so no thread has to be searched for.
 
 **Restorable means complete.** Channels that store only their changes (``DeltaChannel``) are rebuilt along the chain of parents.
-When a parent or some of its writes cannot be had, ``IncompleteHistory`` is raised; such state never reads as empty. ``prune`` hides
-ancestors and keeps them readable for this purpose.
+When a parent or some of its writes cannot be had, ``IncompleteHistory`` is raised; such state never reads as empty. ``prune``
+hides ancestors and keeps them readable for this purpose.
 
-**Fenced surfaces.** What the client raises is raised inside the graph, at the step that could not be made safe. With ``hold`` the
-right to act is checked before every write, so a graph in a lost region also stops where it would only begin something new.
+**Fenced surfaces.** What the client raises is raised inside the graph, at the step that could not be made safe. With ``hold``
+the right to act is checked before every write: a graph in a lost region also stops where it would only begin something new.
 
 Values are serialised by ``serde`` (LangGraph's ``JsonPlusSerializer`` when left out: no pickle) and are data only for everybody
 else. Needs the extra ``langgraph``.
@@ -23,11 +23,12 @@ else. Needs the extra ``langgraph``.
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import hashlib
-import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
+    DeltaChannelHistory,
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
@@ -46,81 +48,47 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from controller.agent.bridge import Bridge
 from controller.agent.client import AsyncCheckpoints
-from controller.agent.journal import Draft, Journal, Journals, MayAct, Writing, agent_name, escape
+from controller.agent.journal import REPEAT, Draft, Journal, Journals, MayAct, Writing, agent_name, escape
 from controller.agent.sync import Checkpoints
-from controller.domain.model import Kind, Record
-from controller.errors import Corrupt, NotFound, Refused
+from controller.agent.threads import (
+    DELETED,
+    PART_CHARS,
+    RUNS_DELETED,
+    STRATEGIES,
+    WRITES,
+    CheckpointBody,
+    IncompleteHistory,
+    Key,
+    Loaded,
+    Thread,
+    WritesBody,
+    incomplete,
+    kind_of,
+    known_writes,
+    load,
+    parsed,
+    record_id_of,
+    stands_in,
+)
+from controller.errors import NotFound, Refused
+
+__all__ = ["ATTEMPT", "COPIES", "IncompleteHistory", "ReplicatedSaver"]
 
 COPIES = "dr_copies"
 ATTEMPT = "dr_attempt"
 """Keys of ``config["configurable"]`` that override the saver's own for one call or one run."""
 
-WRITES = "writes"
-DELETED = "deleted"
-"""Kinds of record, beside ``checkpoint`` (of the root namespace) and ``checkpoint:…`` (of a subgraph's)."""
-RUNS_DELETED = "%runs-deleted"
-"""Agent that holds the runs that were deleted. No thread has this name: ``escape`` gives ``%`` only before hex digits and ``~``."""
 CHUNK = 16
 """Checkpoints that ``list`` reads at a time."""
-PART_CHARS = 90
-"""A record's id is made of at most three parts of this length."""
-
-
-class IncompleteHistory(Corrupt):
-    """State that is stored as changes cannot be rebuilt: a parent checkpoint or some of its writes cannot be had."""
-
-    code = "incomplete_history"
-
-
-class _CheckpointBody(msgspec.Struct, frozen=True, array_like=True):
-    checkpoint: tuple[str, bytes]
-    metadata: tuple[str, bytes]
-
-
-class _WritesBody(msgspec.Struct, frozen=True, array_like=True):
-    task: str
-    path: str
-    writes: list[tuple[int, str, str, bytes]]
-    """Index as LangGraph counts it, channel, type, data."""
-
-
-class _PrunedBody(msgspec.Struct, frozen=True, array_like=True):
-    checkpoints: list[tuple[str, str]]
-    """Namespace and checkpoint id."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A checkpoint as the log has it."""
-
-    ns: str
-    id: str
-    parent: str | None
-    run: str
-    parent_writes: int
-    """Records of writes to the parent that were acknowledged before this checkpoint was written."""
-    record: Record
-
-
-@dataclass(slots=True)
-class _Thread:
-    """What a log says. ``shown`` is without what was pruned; chains of parents are followed in ``entries``."""
-
-    entries: dict[tuple[str, str], _Entry] = field(default_factory=dict)
-    shown: set[tuple[str, str]] = field(default_factory=set)
-    writes: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
-    live_from: int = 0
-    """Place after the last deletion of the whole thread."""
-    newest: dict[tuple[str, ...], int] = field(default_factory=dict)
-    """Last place at which something was said about a checkpoint, or about a task's writes to one."""
 
 
 class ReplicatedSaver(BaseCheckpointSaver[int]):
-    """See the module. Every method exists blocking and as a coroutine; with a ``Checkpoints`` both can be called from anywhere, with
-    an ``AsyncCheckpoints`` the blocking ones only from other threads than its event loop's.
+    """See the module. Every method exists blocking and as a coroutine; with a ``Checkpoints`` both can be called from anywhere,
+    with an ``AsyncCheckpoints`` the blocking ones only from other threads than its event loop's.
 
-    ``copies``: regions that must have a record before it counts as written. ``attempt``: number of the assignment under which this
-    process runs the agents, 0 = none. ``hold``: checked before every write. ``prefix``: put before thread ids in agents' names.
+    ``copies``: regions that must have a record before it counts as written. ``attempt``: number of the assignment under which
+    this process runs the agents, 0 = none. ``hold``: checked before every write, and before a run reads where it stands. ``prefix``: stands before thread ids in
+    agents' names.
     """
 
     def __init__(
@@ -136,7 +104,7 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         super().__init__(serde=serde)
         self._bridge = Bridge(client)
         self._journals = Journals(self._bridge.client)
-        self._threads: dict[str, tuple[Journal, int, _Thread]] = {}
+        self._runs = Journal(self._bridge.client, prefix + RUNS_DELETED)
         self._writing = Writing(copies, attempt)
         self._hold = hold
         self._prefix = prefix
@@ -176,13 +144,15 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         known: Any = {
             key: value for key, value in get_checkpoint_metadata(config, metadata).items() if key not in (COPIES, ATTEMPT)
         }
-        body = _CheckpointBody(self.serde.dumps_typed(checkpoint), self.serde.dumps_typed(known))
+        body = CheckpointBody(self.serde.dumps_typed(checkpoint), self.serde.dumps_typed(known))
         return msgspec.msgpack.encode(body), known
 
     def _writes_body(self, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str) -> bytes:
         self._check_hold()
-        typed = [(WRITES_IDX_MAP.get(name, at), name, *self.serde.dumps_typed(value)) for at, (name, value) in enumerate(writes)]
-        return msgspec.msgpack.encode(_WritesBody(task_id, task_path, typed))
+        typed = [
+            (WRITES_IDX_MAP.get(name, at), name, *self.serde.dumps_typed(value)) for at, (name, value) in enumerate(writes)
+        ]
+        return msgspec.msgpack.encode(WritesBody(task_id, task_path, typed))
 
     def _check_hold(self) -> None:
         if self._hold is not None:
@@ -206,12 +176,11 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
             meta["run"] = str(run)
         if parent is not None:
             meta["parent"] = parent
-            meta["parent_writes"] = str(self._known_writes(journal, (ns, parent)))
-        draft = Draft(
-            _record_id(key), _kind(ns), body, parent=None if parent is None else _record_id((ns, parent)), meta=meta
-        )
-        await journal.append(draft, self._writing_of(config), self._stands(journal, key))
-        return _config(thread_id, *key)
+            meta["parent_writes"] = str(known_writes(journal, (ns, parent)))
+        above = None if parent is None else record_id_of((ns, parent))
+        draft = Draft(record_id_of(key), kind_of(ns), body, above, meta)
+        await journal.append(draft, self._writing_of(config), stands_in(journal, key))
+        return _config(thread_id, key)
 
     async def _put_writes(self, config: RunnableConfig, body: bytes, task_id: str) -> None:
         thread_id, ns, checkpoint_id = _address(config)
@@ -219,27 +188,296 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
             raise Refused("writes belong to a checkpoint", hint='give config["configurable"]["checkpoint_id"]')
         journal = self._journals.of(self.agent(thread_id))
         key = ns, checkpoint_id
-        record_id = f"{WRITES}/{_record_id(key)}/{escape(task_id, PART_CHARS // 2)}/{hashlib.sha256(body).hexdigest()[:16]}"
-        draft = Draft(record_id, WRITES, body, meta={"ns": ns, "checkpoint": checkpoint_id, "task": task_id})
-        await journal.append(draft, self._writing_of(config), self._stands(journal, (*key, task_id)))
-        journal.note(WRITES, _record_id(key), record_id)
+        digest = hashlib.sha256(body).hexdigest()[:16]
+        record_id = f"{WRITES}/{record_id_of(key)}/{escape(task_id, PART_CHARS)}/{digest}"
+        meta = {"ns": ns, "checkpoint": checkpoint_id, "task": task_id}
+        draft = Draft(record_id, WRITES, body, record_id_of(key), meta)
+        await journal.append(draft, self._writing_of(config), stands_in(journal, (*key, task_id)))
+        journal.notes.setdefault(key, set()).add(record_id)
 
-    def _stands(self, journal: Journal, subject: tuple[str, ...]) -> Callable[[int], bool]:
-        """Whether a record that was written before still is the last word about its subject."""
+    # -------------------------------------------------------------------------------------------------------- reading
 
-        def stands(place: int) -> bool:
-            thread = _parse(journal, {})
-            hidden = len(subject) == 2 and (subject[0], subject[1]) not in thread.shown
-            return thread.newest.get(subject) == place and not hidden
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """A checkpoint with its pending writes; without an id the latest of the namespace. Raises Unavailable, Corrupt, Fenced."""
+        self._check_hold()
+        found = await self._bridge.wait(self._get(config))
+        return None if found is None else self._tuple(found)
 
-        return stands
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """See ``aget_tuple``."""
+        self._check_hold()
+        found = self._bridge.run(self._get(config))
+        return None if found is None else self._tuple(found)
 
-    @staticmethod
-    def _known_writes(journal: Journal, parent: tuple[str, str]) -> int:
-        """Records of writes to the parent that certainly are in the log, to be found again by who rebuilds state from them."""
-        listed = {
-            record.id
-            for record in journal.records
-            if record.kind == WRITES and (record.meta.get("ns"), record.meta.get("checkpoint")) == parent
-        }
-        return len(listed | journal.noted(WRITES, _record_id(parent)))
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """A thread's checkpoints, newest first. Raises Refused without a thread: agents are listed by ``drctl agents``."""
+        left = limit
+        for keys in _chunks(await self._bridge.wait(self._candidates(config, filter, before))):
+            for found in await self._bridge.wait(self._load_all(config, keys)):
+                if left is not None and left <= 0:
+                    return
+                one = self._tuple(found)
+                if _matches(one.metadata, filter):
+                    left = None if left is None else left - 1
+                    yield one
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,  # noqa: A002 - LangGraph's name
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """See ``alist``."""
+        left = limit
+        for keys in _chunks(self._bridge.run(self._candidates(config, filter, before))):
+            for found in self._bridge.run(self._load_all(config, keys)):
+                if left is not None and left <= 0:
+                    return
+                one = self._tuple(found)
+                if _matches(one.metadata, filter):
+                    left = None if left is None else left - 1
+                    yield one
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """What channels that store only changes are rebuilt from. Raises IncompleteHistory; LangGraph would begin empty."""
+        return self._history(await self._bridge.wait(self._chain(config, channels)), channels)
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """See ``aget_delta_channel_history``."""
+        return self._history(self._bridge.run(self._chain(config, channels)), channels)
+
+    async def _thread(self, thread_id: str) -> tuple[Journal, Thread]:
+        """As of now, without what was deleted."""
+        journal = self._journals.of(self.agent(thread_id))
+        await asyncio.gather(journal.refresh(), self._runs.refresh())
+        thread = parsed(journal)
+        runs = {record.meta.get("run") for record in self._runs.records}
+        if runs:
+            shown = {key for key in thread.shown if thread.entries[key].run not in runs}
+            thread = replace(thread, shown=shown)
+        return journal, thread
+
+    async def _get(self, config: RunnableConfig) -> Loaded | None:
+        thread_id, ns, checkpoint_id = _address(config)
+        journal, thread = await self._thread(thread_id)
+        wanted = checkpoint_id or thread.latest(ns)
+        if wanted is None or (ns, wanted) not in thread.shown:
+            return None
+        return await load(journal, thread, thread_id, (ns, wanted))
+
+    async def _candidates(
+        self,
+        config: RunnableConfig | None,
+        filter: Mapping[str, Any] | None,  # noqa: A002
+        before: RunnableConfig | None,
+    ) -> builtins.list[Key]:
+        if config is None:
+            raise Refused("checkpoints are listed by thread", hint='give config["configurable"]["thread_id"]')
+        thread_id, _, checkpoint_id = _address(config)
+        space = config["configurable"].get("checkpoint_ns")
+        older = get_checkpoint_id(before) if before else None
+        _, thread = await self._thread(thread_id)
+        keys = [
+            key
+            for key in thread.shown
+            if (space is None or key[0] == space)
+            and (not checkpoint_id or key[1] == checkpoint_id)
+            and (not older or key[1] < older)
+            and _may_match(thread.entries[key].record.meta, filter)
+        ]
+        return sorted(keys, key=lambda key: (key[1], key[0]), reverse=True)
+
+    async def _load_all(self, config: RunnableConfig | None, keys: Sequence[Key]) -> builtins.list[Loaded]:
+        """Of what was listed just now; the index is not asked for anew."""
+        assert config is not None
+        thread_id = _address(config)[0]
+        journal = self._journals.of(self.agent(thread_id))
+        thread = parsed(journal)
+        return await asyncio.gather(*(load(journal, thread, thread_id, key) for key in keys if key in thread.entries))
+
+    async def _chain(self, config: RunnableConfig, channels: Sequence[str]) -> builtins.list[Loaded]:
+        """The target's ancestors, nearest first, to the root or until every channel has a stored value."""
+        thread_id, ns, checkpoint_id = _address(config)
+        journal, thread = await self._thread(thread_id)
+        wanted = checkpoint_id or thread.latest(ns)
+        entry = thread.entries.get((ns, wanted)) if wanted else None
+        remaining = set(channels)
+        chain: list[Loaded] = []
+        while entry is not None and entry.parent is not None and remaining:
+            key = ns, entry.parent
+            if key not in thread.entries:
+                raise incomplete(entry, remaining, "it is not in this region's copy")
+            if len(thread.writes.get(key, ())) < entry.parent_writes:
+                raise incomplete(entry, remaining, f"{entry.parent_writes} records of writes to it are needed")
+            try:
+                loaded = await load(journal, thread, thread_id, key)
+            except NotFound as error:
+                raise incomplete(entry, remaining, error.message) from error
+            chain.append(loaded)
+            remaining -= set(self._checkpoint(loaded)["channel_values"])
+            entry = thread.entries[key]
+        return chain
+
+    def _history(self, chain: Sequence[Loaded], channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
+        """Writes oldest first, from the nearest stored value on; that checkpoint's own writes come after its value."""
+        history: dict[str, DeltaChannelHistory] = {name: {"writes": []} for name in channels}
+        open_channels = set(channels)
+        for loaded in chain:
+            values = self._checkpoint(loaded)["channel_values"]
+            for write in reversed(self._pending(loaded)):
+                if write[1] in open_channels:
+                    history[write[1]]["writes"].append(write)
+            for name in open_channels & set(values):
+                history[name]["seed"] = values[name]
+            open_channels -= set(values)
+        for found in history.values():
+            found["writes"].reverse()
+        return history
+
+    # ---------------------------------------------------------------------------------------------------- values
+
+    def _tuple(self, loaded: Loaded) -> CheckpointTuple:
+        key, parent = loaded.key, loaded.parent
+        return CheckpointTuple(
+            config=_config(loaded.thread_id, key),
+            checkpoint=self._checkpoint(loaded),
+            metadata=self.serde.loads_typed(loaded.body.metadata),
+            parent_config=None if parent is None else _config(loaded.thread_id, (key[0], parent)),
+            pending_writes=self._pending(loaded),
+        )
+
+    def _checkpoint(self, loaded: Loaded) -> Checkpoint:
+        checkpoint: Checkpoint = self.serde.loads_typed(loaded.body.checkpoint)
+        return checkpoint
+
+    def _pending(self, loaded: Loaded) -> builtins.list[tuple[str, str, Any]]:
+        """In the order in which LangGraph applies them. A task's plain write stands once written; an error, interrupt or resume
+        value replaces the one before."""
+        chosen: dict[tuple[str, str, int], tuple[str, str, Any]] = {}
+        seen: dict[tuple[str, int], tuple[str, str, int]] = {}
+        for body in loaded.writes:
+            for at, channel, kind, data in body.writes:
+                if at >= 0 and (body.task, at) in seen:
+                    continue
+                if (body.task, at) in seen:
+                    del chosen[seen[body.task, at]]
+                order = seen[body.task, at] = (body.path, body.task, at)
+                chosen[order] = (body.task, channel, self.serde.loads_typed((kind, data)))
+        return [chosen[order] for order in sorted(chosen)]
+
+    # ------------------------------------------------------------------------------------------------------ deleting
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Hides all checkpoints and writes of a thread that were written until now. Bytes stay until retention takes them."""
+        self._check_hold()
+        await self._bridge.wait(self._delete(thread_id, "delete"))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """See ``adelete_thread``."""
+        self._check_hold()
+        self._bridge.run(self._delete(thread_id, "delete"))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """``keep_latest``: hides all but the latest checkpoint of each namespace (ancestors stay readable for channels that
+        need them). ``delete``: hides everything. Raises Refused for other strategies."""
+        self._check_hold()
+        for thread_id in thread_ids:
+            await self._bridge.wait(self._delete(thread_id, strategy))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """See ``aprune``."""
+        self._check_hold()
+        for thread_id in thread_ids:
+            self._bridge.run(self._delete(thread_id, strategy))
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Hides every checkpoint of these runs, in all threads, also what such a run would still write."""
+        self._check_hold()
+        for run_id in run_ids:
+            await self._bridge.wait(self._delete_run(str(run_id)))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """See ``adelete_for_runs``."""
+        self._check_hold()
+        for run_id in run_ids:
+            self._bridge.run(self._delete_run(str(run_id)))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copies all that the source's log holds since it was last deleted, pruned ancestors too, so that every chain is
+        complete. What the target has already stays. Interrupted, it can be repeated."""
+        self._check_hold()
+        await self._bridge.wait(self._copy(source_thread_id, target_thread_id))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """See ``acopy_thread``."""
+        self._check_hold()
+        self._bridge.run(self._copy(source_thread_id, target_thread_id))
+
+    async def _delete(self, thread_id: str, strategy: str) -> None:
+        if strategy not in STRATEGIES:
+            raise Refused(f"strategy {strategy!r} is none of {', '.join(STRATEGIES)}", hint="choose one of them")
+        journal, thread = await self._thread(thread_id)
+        if not thread.shown:
+            return
+        draft = Draft(f"{DELETED}/{uuid.uuid4().hex}", DELETED, b"", meta={"strategy": strategy})
+        await journal.append(draft, self._writing, _once)
+
+    async def _delete_run(self, run_id: str) -> None:
+        draft = Draft(f"{DELETED}/{escape(run_id, PART_CHARS)}", DELETED, b"", meta={"run": run_id})
+        await self._runs.append(draft, Writing(self._writing.copies), _once)
+
+    async def _copy(self, source_thread_id: str, target_thread_id: str) -> None:
+        source, thread = await self._thread(source_thread_id)
+        target, _ = await self._thread(target_thread_id)
+        for record in source.records[thread.begins :]:
+            if record.kind != DELETED and "checkpoint" not in record.meta:
+                continue
+            subject = tuple(record.meta[name] for name in ("ns", "checkpoint", "task") if name in record.meta)
+            body = await source.body(record)
+            draft = Draft(record.id.split(REPEAT)[0], record.kind, body, record.parent, record.meta)
+            await target.append(draft, self._writing, stands_in(target, subject))
+
+
+def _once(_place: int) -> bool:
+    """A deletion that was written stays said."""
+    return True
+
+
+def _may_match(meta: Mapping[str, str], wanted: Mapping[str, Any] | None) -> bool:
+    """Decides what a record's own fields can decide, so that not every body has to be read."""
+    return all(str(value) == meta.get(name, str(value)) for name, value in (wanted or {}).items() if name in ("source", "step"))
+
+
+def _matches(metadata: CheckpointMetadata, wanted: Mapping[str, Any] | None) -> bool:
+    known: Mapping[str, Any] = {**metadata}
+    return all(name in known and known[name] == value for name, value in (wanted or {}).items())
+
+
+def _chunks(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
+    for at in range(0, len(keys), CHUNK):
+        yield keys[at : at + CHUNK]
+
+
+def _address(config: RunnableConfig) -> tuple[str, str, str | None]:
+    """Thread, namespace, checkpoint id. Raises Refused without a thread."""
+    known = config.get("configurable", {})
+    if "thread_id" not in known:
+        raise Refused("a checkpoint belongs to a thread", hint='give config["configurable"]["thread_id"]')
+    return str(known["thread_id"]), str(known.get("checkpoint_ns") or ""), get_checkpoint_id(config)
+
+
+def _config(thread_id: str, key: Key) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread_id, "checkpoint_ns": key[0], "checkpoint_id": key[1]}}

@@ -352,6 +352,30 @@ class Lab:
             self._start_host(host)
         return {"continued": continued, "started": len(places) + len(hosts)}
 
+    @property
+    def etcd_endpoints(self) -> list[str]:
+        """Client URLs of the etcd members, in the order of the regions."""
+        return [region.etcd.url for region in self.topology.regions]
+
+    def kill_controller(self, region: str, instance: str) -> int:
+        """SIGKILL to one controller. Returns how many were killed: 0 when it did not run. Raises Refused for an unknown one."""
+        name = self._place(region, instance).name
+        return self._process().kill(process for process in self._process().select(region=region) if process.name == name)
+
+    def start_controller(self, region: str, instance: str) -> None:
+        """Starts one controller anew, with the disk that it had; nothing while it runs. Raises Refused for an unknown one."""
+        place = self._place(region, instance)
+        if place.name not in {process.name for process in self._process().select(region=region)}:
+            self._start_controller(place)
+
+    def _place(self, region: str, instance: str) -> ControllerPlace:
+        places = self.topology.region(region).controllers
+        for place in places:
+            if place.instance == instance:
+                return place
+        known = ", ".join(place.instance for place in places)
+        raise Refused(f"unknown instance {instance!r} in {region}", hint=f"instances there: {known}")
+
     def start_late_writer(self, region: str, *arguments: str) -> Started:
         """A writer of this region that will not hear of the promotion. Its log has one JSON object a line."""
         place = self.topology.region(region).controllers[0]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from controller import __version__
@@ -37,7 +38,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.plan import Evidence
-from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord
+from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.errors import DrError, NotActive, NotFound, Unavailable
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.audit import Audit
@@ -57,7 +58,7 @@ from controller.runtime.service import (
     Status,
 )
 from controller.runtime.status import Observation, compose
-from controller.runtime.takeover import Takeover, TakeoverPolicy, sweep_barrier
+from controller.runtime.takeover import Takeover, TakeoverPolicy, overtaken, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.watch import Watch, WatchPolicy
 from controller.runtime.wiring import outside_of, stream_names
@@ -377,14 +378,30 @@ class Controller:
                 continue
             expired = record.plan.expires_at <= self._clock.wall()
             wanted = record.plan.target == self._settings.region and bool(record.execute_requested_by)
+            if self._overtaken(record):
+                await overtaken(self._ports.coordinator, self._keys, self._book, seen)
+                continue
             if not wanted and not expired:
                 continue
             if await self._membership.claim(self._keys.executor(record.plan.id)):
                 return await self._takeover.step(seen)
         return None
 
+    def _overtaken(self, record: PlanRecord) -> bool:
+        """Whether a waiting plan seems to have been made under an authority that is over (as of our last look)."""
+        if self._seen is None or record.state is not State.AWAITING_APPROVAL:
+            return False
+        now, then = self._seen.authority.value, record.plan.evidence
+        return (now.region, now.epoch) != (then.authority_region, then.authority_epoch)
+
     async def _gather(self, record: PlanRecord) -> tuple[Evidence, Coordination]:
-        return await gather(self._outside, record.plan.kind, record.plan.target, await self._knowledge(), plan=record.plan.id)
+        knowledge, ended_by = await self._knowledge(), record.plan.evidence.right_ended_by
+        if ended_by:
+            # Nobody held when the plan was made, and it is void once somebody has (the epoch moves). An instance that started
+            # later must not count the time until it looked as time in which the old holder could acknowledge.
+            gone = {stream: min(ended_by, knowledge.holder_gone_at.get(stream, ended_by)) for stream in self._streams}
+            knowledge = replace(knowledge, holder_gone_at=gone)
+        return await gather(self._outside, record.plan.kind, record.plan.target, knowledge, plan=record.plan.id)
 
     async def _knowledge(self) -> LocalKnowledge:
         reports = await read_all(self._ports.coordinator, self._keys.reports, StreamReport)

@@ -64,7 +64,8 @@ class Takeover:
             await self._book.transition(seen, Event.EXPIRED, "it expired before the authority moved")
             return f"plan {record.plan.id} expired"
         if record.state is State.AWAITING_APPROVAL:
-            return await self._start(seen)
+            # Nothing starts that nobody asked for, whoever calls this and why.
+            return await self._start(seen) if record.execute_requested_by else f"plan {record.plan.id} waits to be ordered"
         if record.state is State.QUIESCING:
             return await self._quiesce(seen)
         return await self._authorize(seen)
@@ -234,6 +235,20 @@ class Takeover:
         found = await read(self._coordinator, self._keys.journal(plan, step), JournalEntry)
         now = self._clock.wall()
         return found.value if found is not None else self._entry(plan, step, now, 0.0, "")
+
+
+async def overtaken(coordinator: Coordinator, keys: Keys, book: PlanBook, seen: Seen[PlanRecord]) -> bool:
+    """Makes a waiting plan void whose authority is over: it can never run, and should not wait to be approved. Any controller
+    may do this; the transaction compares the authority that it was judged by. Returns whether it did."""
+    authority = await read(coordinator, keys.authority, Authority)
+    then = seen.value.plan.evidence
+    if authority is None or seen.value.state is not State.AWAITING_APPROVAL:
+        return False
+    if (authority.value.region, authority.value.epoch) == (then.authority_region, then.authority_epoch):
+        return False
+    reason = f"it was made under epoch {then.authority_epoch} of {then.authority_region}, which is over"
+    await book.transition(seen, Event.DRIFTED, reason, compare=[Compare.modified(keys.authority, authority.revision)])
+    return True
 
 
 async def sweep_barrier(coordinator: Coordinator, keys: Keys, book: PlanBook, now: float) -> str | None:

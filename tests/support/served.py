@@ -1,6 +1,6 @@
 """Real controllers behind their real HTTP API, in this process and in real time: no etcd, no AWS, no waiting for a lab.
 
-Three regions stand on the memory adapters, one controller each, on free ports of 127.0.0.1, in one thread with a loop of its own.
+Three regions stand on the memory adapters, one controller each, on free ports of 127.0.0.1, in one thread with its own loop.
 So code that runs on the agents' side is tested over the wire that it will use, with a failover that two people sign::
 
     with ServedController(tmp_path) as served:
@@ -163,7 +163,9 @@ class ServedController:
         place.controller = Controller(self._settings(region), ports)
         app = create_app(place.controller, clock=self._clock)
         place.server = uvicorn.Server(
-            uvicorn.Config(app, log_level="critical", access_log=False, loop="none", lifespan="off", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                app, log_level="critical", access_log=False, loop="none", lifespan="off", timeout_graceful_shutdown=1
+            )
         )
         place.main = [
             self._loop.create_task(place.controller.run(), name=f"controller-{region}"),
@@ -177,7 +179,12 @@ class ServedController:
             "region": region,
             "instance": f"{region}-a",
             "state_dir": self._folder,
-            "etcd": {"endpoints": ["http://127.0.0.1:2379"], "ttl_seconds": self._ttl, "margin_seconds": 0.4, "tick_seconds": 0.2},
+            "etcd": {
+                "endpoints": ["http://127.0.0.1:2379"],
+                "ttl_seconds": self._ttl,
+                "margin_seconds": 0.4,
+                "tick_seconds": 0.2,
+            },
             "regions": {
                 name: {
                     "bucket": f"dr-{name}",
@@ -271,18 +278,26 @@ class ServedController:
         for other, gate in self.places[region].gates.items():
             gate.delay_seconds = 0.0 if other == region else seconds
 
-    def fail_over(self, target: str | None = None, *, lose: bool = True) -> str:
-        """Loses the active region, then people move the fleet. Returns the target, which serves when this returns.
-        ``lose`` False: a switchover of a healthy region. ``target``: the next region when left out."""
-        lost = self.active()
-        assert lost is not None, "no region is active"
-        goal = target or REGIONS[(REGIONS.index(lost) + 1) % len(REGIONS)]
-        if lose:
+    def fail_over(self, target: str | None = None, *, lost: str | None = None) -> str:
+        """Loses the active region (or ``lost``, which is lost already), then people move the fleet. Returns the target, which
+        serves when this returns: the next region when left out."""
+        if lost is None:
+            lost = self.active()
+            assert lost is not None, "no region is active"
             self.lose_region(lost)
-        plan = self._run(self._order("failover" if lose else "switchover", goal))
-        self.until(lambda: self._run(self._done(goal, plan)), f"{plan} to be done")
-        self.wait_until_active(goal)
-        return goal
+        return self._move("failover", target or _after(lost))
+
+    def switch_over(self, target: str | None = None) -> str:
+        """People move the fleet out of a healthy region."""
+        active = self.active()
+        assert active is not None, "no region is active"
+        return self._move("switchover", target or _after(active))
+
+    def _move(self, kind: str, target: str) -> str:
+        plan = self._run(self._order(kind, target))
+        self.until(lambda: self._run(self._done(target, plan)), f"{plan} to be done")
+        self.wait_until_active(target)
+        return target
 
     async def _order(self, kind: str, target: str) -> str:
         """What people do: make a plan, read it, sign it twice, run it."""
@@ -305,6 +320,10 @@ class ServedController:
         state = (await controller.plan(plan)).record.state
         assert state not in (State.REFUSED, State.VOID, State.EXPIRED, State.ABORTED), f"{plan} is {state.value}"
         return state is State.DONE
+
+
+def _after(region: str) -> str:
+    return REGIONS[(REGIONS.index(region) + 1) % len(REGIONS)]
 
 
 def _serves(place: _Place) -> bool:

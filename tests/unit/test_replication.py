@@ -22,8 +22,9 @@ from controller.domain import replication
 from controller.domain.model import EpochStart, Forks, Head, Salvage
 
 REGIONS = ("a", "b", "c", "d", "e")
-SEEDS = 500
-STEPS = 160
+SEEDS = 300
+MUTANT_SEEDS = 1_000
+STEPS = 250
 
 Entry = tuple[int, int]
 """(epoch that wrote it, its own number): two entries are the same segment exactly when both are equal."""
@@ -109,11 +110,11 @@ class Model:
             (10, self.fence),
             (2, self.prepare_partly),
             (10, self.open),
-            (12, self.append),
+            (8, self.append),
             (24, self.ship),
-            (18, self.acknowledge),
-            (2, self.stand_in),
-            (4, self.toggle),
+            (20, self.acknowledge),
+            (3, self.stand_in),
+            (5, self.toggle),
             (3, self.isolate),
             (2, self.approve_loss),
         ]
@@ -157,11 +158,12 @@ class Model:
     def acquire(self) -> None:
         """Mostly only when the last one got somewhere: people do not fail over for the sake of it."""
         newest = self.instances[-1] if self.instances else None
-        if newest is not None and newest.history is None and not newest.over and self.random.random() < 0.8:
+        opening = newest is not None and newest.history is None and not newest.over and self.stores[newest.home].reachable
+        if opening and self.random.random() < 0.8:
             return
-        homes = [region for region in self.stores if region != self.isolated]
+        homes = [region for region, store in self.stores.items() if region != self.isolated and store.reachable]
         self.epoch += 1
-        self.instances.append(Instance(self.epoch, self.random.choice(homes)))
+        self.instances.append(Instance(self.epoch, self.random.choice(homes or list(self.stores))))
 
     def _reach(self, instance: Instance, region: str) -> Store | None:
         """Fences the store under the instance's epoch. None: no answer, or the instance saw a greater epoch and is over."""
@@ -272,6 +274,8 @@ class Model:
         instance = self._some(opened=True)
         if instance is None or instance.history is None:
             return
+        if self.random.random() < 0.3:
+            self.append()
         region = self.random.choice([instance.home, *self.stores])
         if self._newest(instance) and self.random.random() < 0.2:
             self._ship_to(instance, instance.home)
@@ -316,21 +320,25 @@ class Model:
             return
         promised = max((promise.seq for promise in self.promises), default=0)
         if instance.sole_ackers == (instance.home,):
-            other = self.random.choice([region for region in self.stores if region != instance.home])
+            if self.stores[instance.home].reachable and self.random.random() < 0.8:
+                return
+            others = [region for region in self.stores if region != instance.home]
+            other = max(others, key=lambda region: (self.stores[region].reachable, instance.known.get(region, 0)))
             instance.sole_ackers = (instance.home, other)
             self.seen["stand-in"] += 1
-        elif instance.known.get(instance.home, 0) >= promised:
+        elif instance.known.get(instance.home, 0) >= promised and self.random.random() < 0.3:
             instance.sole_ackers = (instance.home,)
         if self._stand_in_is_recorded:
             self.forks = Forks(self.forks.starts, instance.sole_ackers)
 
     def toggle(self) -> None:
-        """Mostly at most one store is away, often the one that has most; now and then two are."""
+        """Mostly at most one store is away, often the one that has most; one that returns is often relieved by the next."""
         stores = list(self.stores.values())
         away = [store for store in stores if not store.reachable]
-        if away and (len(away) > 1 or self.random.random() < 0.7):
+        if away:
             self.random.choice(away).reachable = True
-            return
+            if len(away) > 1 or self.random.random() < 0.5:
+                return
         longest = max(stores, key=lambda store: len(store.entries))
         (longest if self.random.random() < 0.6 else self.random.choice(stores)).reachable = False
 
@@ -415,12 +423,12 @@ def first_violation(seeds: int, **guards: bool) -> int | None:
 def test_the_model_catches_a_rule_without_its_guard(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, rule in RULES_WITHOUT_A_GUARD[mutant].items():
         monkeypatch.setattr(replication, name, rule)
-    assert first_violation(SEEDS) is not None
+    assert first_violation(MUTANT_SEEDS) is not None
 
 
 @pytest.mark.parametrize("guard", ["stores_check_epochs", "stand_in_is_recorded"])
 def test_the_model_catches_a_shell_without_its_guard(guard: str) -> None:
-    assert first_violation(SEEDS, **{guard: False}) is not None
+    assert first_violation(MUTANT_SEEDS, **{guard: False}) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- rule by rule
@@ -535,9 +543,10 @@ def test_a_choice_needs_a_store_and_knows_only_fenced_ones() -> None:
 def test_salvage_of_several_epochs_begins_where_the_cut_is() -> None:
     head = Head("0", seq=9, chain="z", epochs=(start(1, 1), start(2, 4), start(3, 8)))
     alignment = replication.align("a", head, (start(1, 1), start(4, 6)), 40, epoch=5)
-    assert alignment == replication.Alignment("a", 5, Salvage(6, 9, (start(2, 6), start(3, 8)), "z", 5)) or alignment.keep == 3
-    assert alignment.keep == 3  # epoch 2 was never recorded, so nothing of it is history
-    assert alignment.salvage == Salvage(4, 9, (start(2, 4), start(3, 8)), "z", 5)
+    # epoch 2 was never recorded, so nothing of it is history
+    assert alignment == replication.Alignment("a", 3, Salvage(4, 9, (start(2, 4), start(3, 8)), "z", 5))
+    alignment = replication.align("a", head, (start(1, 1), start(2, 4), start(5, 6)), 40, epoch=5)
+    assert alignment == replication.Alignment("a", 5, Salvage(6, 9, (start(2, 6), start(3, 8)), "z", 5))
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), max_size=12), st.integers(0, 14))
