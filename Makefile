@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-EXTRAS := controller,lab,langgraph,dev
+EXTRAS := controller,lab,langgraph,openai-agents,strands,dev
 
 # Arguments that people may give: make demo AGENTS=500 ARGS="--keep"; make test PYTEST_ARGS="-k lease -x"
 AGENTS      ?=

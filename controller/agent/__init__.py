@@ -9,6 +9,9 @@ endpoints   which controller to ask next; circuit breakers
 lanes       many agents' records in one request, without a timer
 memory      previous bodies, bounded, for deltas
 wire        the HTTP documents
+
+state       save_state and load_state; langgraph, sessions (OpenAI Agents SDK), strands: adapters, imported on their own
+threads     a conversation thread as records; journal its incremental index; bridge: any client from any loop or thread
 """
 
 from controller.agent.client import AsyncCheckpoints

@@ -248,10 +248,17 @@ class AsyncCheckpoints:
     def _accept(self, response: httpx.Response, attempts: Sequence[int], sent_at: float) -> Sequence[Ack]:
         """Raises StaleEpoch when the answer is of a controller that was deposed: it promises nothing and extends nothing.
 
+        An acknowledgement is a promise of a holder that had the right to give it. One that comes when that right has passed,
+        by our clock since the request was sent, may have been given after it: another epoch may have opened without the record.
+        Such a record is of unknown outcome, and is put again: who holds now says whether it is history.
+
         A host's right is extended only by records that were acknowledged under an assignment: by those the controller knows
         which host it gave the right to, and does not move that host's agents before it has passed."""
         answer = wire.ingest_answer(response.content, len(attempts))
         self._see_epoch(answer.epoch)
+        late = self._clock.monotonic() - sent_at - answer.right_seconds
+        if not late < 0:  # not a number counts as late
+            return [_too_late(ack, late) if ack.status in ACKNOWLEDGED else ack for ack in answer.acks]
         settled = [n for ack, n in zip(answer.acks, attempts, strict=True) if ack.status in ACKNOWLEDGED]
         if any(n > 0 or not self._is_host for n in settled):
             self.right.extend(sent_at, answer.right_seconds)
@@ -269,26 +276,43 @@ class AsyncCheckpoints:
     # -------------------------------------------------------------------------------------------------------- reading
 
     async def latest(
-        self, agent: str, kind: str = Kind.CHECKPOINT, *, timeout_seconds: float | None = None
+        self, agent: str, kind: str = Kind.CHECKPOINT, *, fresh: bool = True, timeout_seconds: float | None = None
     ) -> tuple[Record, bytes] | None:
-        """The newest record of a kind with its verified body; None when the agent has none. Raises Unavailable, Corrupt."""
+        """The newest record of a kind with its verified body; None when the agent has none. Raises Unavailable, Corrupt.
+
+        ``fresh``: only the active controller answers. A standby's copy may be behind, and an agent that resumed from it would
+        silently do its work again; say False to look at a copy when nobody is active."""
         try:
-            return await self._read(f"{wire.agent_path(agent, 'latest')}?kind={quote(kind, safe='')}", timeout_seconds)
+            path = f"{wire.agent_path(agent, 'latest')}?kind={quote(kind, safe='')}&fresh={str(fresh).lower()}"
+            return await self._read(path, timeout_seconds)
         except NotFound:
             return None
 
-    async def get(self, agent: str, id: str, *, timeout_seconds: float | None = None) -> tuple[Record, bytes]:  # noqa: A002
-        """One record with its verified body. Raises NotFound, Unavailable, Corrupt."""
-        found = await self._read(wire.agent_path(agent, "records", id), timeout_seconds)
+    async def get(
+        self,
+        agent: str,
+        id: str,  # noqa: A002
+        *,
+        fresh: bool = True,
+        timeout_seconds: float | None = None,
+    ) -> tuple[Record, bytes]:
+        """One record with its verified body; ``fresh`` as in ``latest``. Raises NotFound, Unavailable, Corrupt."""
+        path = f"{wire.agent_path(agent, 'records', id)}?fresh={str(fresh).lower()}"
+        found = await self._read(path, timeout_seconds)
         if (found[0].agent, found[0].id) != (agent, id):
             raise Refused(f"asked for record {id!a} of agent {agent!a}, got {found[0].id!a} of {found[0].agent!a}")
         return found
 
-    async def list(self, agent: str, *, limit: int = 100, timeout_seconds: float | None = None) -> tuple[Record, ...]:
-        """An agent's records without bodies, newest first. Raises NotFound, Unavailable, Corrupt."""
+    async def list(
+        self, agent: str, *, limit: int = 100, before: str | None = None, fresh: bool = True, timeout_seconds: float | None = None
+    ) -> tuple[Record, ...]:
+        """An agent's records without bodies, newest first; ``before``: only older ones than that record; ``fresh`` as in
+        ``latest``. Raises NotFound, Unavailable, Corrupt."""
 
         async def once(deadline: float) -> tuple[Record, ...]:
-            path = f"{wire.agent_path(agent, 'records')}?limit={limit}"
+            path = f"{wire.agent_path(agent, 'records')}?limit={limit}&fresh={str(fresh).lower()}"
+            if before is not None:
+                path += f"&before={quote(before, safe='')}"
             return await self._call("GET", path, deadline, lambda answer: wire.records(answer.content))
 
         return await self._retry(once, self._deadline(timeout_seconds), f"records of agent {agent!a}", mutating=False)
@@ -476,6 +500,15 @@ def _record_answer(answer: httpx.Response) -> tuple[Record, bytes]:
 
 
 _ASK_AGAIN = "another controller was named: ask it at once"
+
+
+def _too_late(ack: Ack, late_seconds: float) -> Ack:
+    """What is left of an acknowledgement that came when the right of its holder had passed."""
+    error = OutcomeUnknown(
+        f"record {ack.id!a} of agent {ack.agent!a}: it was acknowledged {late_seconds:.1f} s after that holder's right ended",
+        hint="put it again; the controller that holds now says whether it is history",
+    )
+    return Ack(ack.agent, ack.id, "failed", error=error.to_dict())
 
 
 def _settled(ack: Ack, copies: int) -> Ack:

@@ -49,6 +49,8 @@ def escape(text: str, limit: int) -> str:
     """A visible ASCII name for any text: unsafe characters percent-encoded, ``/``, ``@`` and ``~`` too. What would be longer
     than ``limit`` keeps its beginning and ends in ``%~`` and a hash. Different texts give different names."""
     name = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass")), text)
+    if not name.strip("."):  # "." and ".." mean something in the path of a URL
+        name = name.replace(".", "%2E")
     if len(name) <= limit:
         return name
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -83,6 +85,11 @@ class Draft:
     body: bytes
     parent: str | None = None
     meta: Mapping[str, str] = field(default_factory=dict)
+
+
+def once(_place: int) -> bool:
+    """For ``append``: what was said stays said."""
+    return True
 
 
 class Journal:

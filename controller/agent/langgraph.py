@@ -6,8 +6,8 @@
 A thread is an agent; each checkpoint is one record, and so is each ``put_writes``. All namespaces of a thread are in one
 log, so a region that takes over has a prefix of the thread: never a subgraph's step without its parent's step before it.
 
-**Deletions are records too.** The stream is append-only: ``delete_thread``, ``prune`` and ``delete_for_runs`` write records that
-say what is not to be shown any more, in every region and in the same order for all. They free no space and erase no bytes;
+**Deletions are records too.** The stream is append-only: ``delete_thread``, ``prune`` and ``delete_for_runs`` write records
+that say what is not to be shown any more, in every region and in the same order for all. They free no space and erase no bytes;
 retention does that. ``delete_for_runs`` writes one record per run beside the threads, so no thread has to be searched for.
 
 **Restorable means complete.** Channels that store only their changes (``DeltaChannel``) are rebuilt along the chain of parents.
@@ -29,7 +29,7 @@ import hashlib
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from langchain_core.runnables import RunnableConfig
@@ -40,7 +40,6 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
-    DeltaChannelHistory,
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
@@ -48,7 +47,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from controller.agent.bridge import Bridge
 from controller.agent.client import AsyncCheckpoints
-from controller.agent.journal import REPEAT, Draft, Journal, Journals, MayAct, Writing, agent_name, escape
+from controller.agent.journal import REPEAT, Draft, Journal, Journals, MayAct, Writing, agent_name, escape, once
 from controller.agent.sync import Checkpoints
 from controller.agent.threads import (
     DELETED,
@@ -72,6 +71,9 @@ from controller.agent.threads import (
 )
 from controller.errors import NotFound, Refused
 
+if TYPE_CHECKING:  # newer than the oldest version that this module works with
+    from langgraph.checkpoint.base import DeltaChannelHistory
+
 __all__ = ["ATTEMPT", "COPIES", "IncompleteHistory", "ReplicatedSaver"]
 
 COPIES = "dr_copies"
@@ -87,8 +89,8 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     with an ``AsyncCheckpoints`` the blocking ones only from other threads than its event loop's.
 
     ``copies``: regions that must have a record before it counts as written. ``attempt``: number of the assignment under which
-    this process runs the agents, 0 = none. ``hold``: checked before every write, and before a run reads where it stands. ``prefix``: stands before thread ids in
-    agents' names.
+    this process runs the agents, 0 = none. ``hold``: checked before every write, and before a run reads where it stands.
+    ``prefix``: stands before thread ids in agents' names.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     # -------------------------------------------------------------------------------------------------------- reading
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """A checkpoint with its pending writes; without an id the latest of the namespace. Raises Unavailable, Corrupt, Fenced."""
+        """A checkpoint with its pending writes; without an id the namespace's latest. Raises Unavailable, Corrupt, Fenced."""
         self._check_hold()
         found = await self._bridge.wait(self._get(config))
         return None if found is None else self._tuple(found)
@@ -433,11 +435,11 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         if not thread.shown:
             return
         draft = Draft(f"{DELETED}/{uuid.uuid4().hex}", DELETED, b"", meta={"strategy": strategy})
-        await journal.append(draft, self._writing, _once)
+        await journal.append(draft, self._writing, once)
 
     async def _delete_run(self, run_id: str) -> None:
         draft = Draft(f"{DELETED}/{escape(run_id, PART_CHARS)}", DELETED, b"", meta={"run": run_id})
-        await self._runs.append(draft, Writing(self._writing.copies), _once)
+        await self._runs.append(draft, Writing(self._writing.copies), once)
 
     async def _copy(self, source_thread_id: str, target_thread_id: str) -> None:
         source, thread = await self._thread(source_thread_id)
@@ -449,11 +451,6 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
             body = await source.body(record)
             draft = Draft(record.id.split(REPEAT)[0], record.kind, body, record.parent, record.meta)
             await target.append(draft, self._writing, stands_in(target, subject))
-
-
-def _once(_place: int) -> bool:
-    """A deletion that was written stays said."""
-    return True
 
 
 def _may_match(meta: Mapping[str, str], wanted: Mapping[str, Any] | None) -> bool:

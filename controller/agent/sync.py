@@ -84,18 +84,27 @@ class Checkpoints:
         return self._run(self._client.put_many(letters, timeout_seconds=timeout_seconds))
 
     def latest(
-        self, agent: str, kind: str = Kind.CHECKPOINT, *, timeout_seconds: float | None = None
+        self, agent: str, kind: str = Kind.CHECKPOINT, *, fresh: bool = True, timeout_seconds: float | None = None
     ) -> tuple[Record, bytes] | None:
         """See ``AsyncCheckpoints.latest``."""
-        return self._run(self._client.latest(agent, kind, timeout_seconds=timeout_seconds))
+        return self._run(self._client.latest(agent, kind, fresh=fresh, timeout_seconds=timeout_seconds))
 
-    def get(self, agent: str, id: str, *, timeout_seconds: float | None = None) -> tuple[Record, bytes]:  # noqa: A002
+    def get(
+        self,
+        agent: str,
+        id: str,  # noqa: A002
+        *,
+        fresh: bool = True,
+        timeout_seconds: float | None = None,
+    ) -> tuple[Record, bytes]:
         """See ``AsyncCheckpoints.get``."""
-        return self._run(self._client.get(agent, id, timeout_seconds=timeout_seconds))
+        return self._run(self._client.get(agent, id, fresh=fresh, timeout_seconds=timeout_seconds))
 
-    def list(self, agent: str, *, limit: int = 100, timeout_seconds: float | None = None) -> tuple[Record, ...]:
+    def list(
+        self, agent: str, *, limit: int = 100, before: str | None = None, fresh: bool = True, timeout_seconds: float | None = None
+    ) -> tuple[Record, ...]:
         """See ``AsyncCheckpoints.list``."""
-        return self._run(self._client.list(agent, limit=limit, timeout_seconds=timeout_seconds))
+        return self._run(self._client.list(agent, limit=limit, before=before, fresh=fresh, timeout_seconds=timeout_seconds))
 
     def create_task(self, agent: str, spec: Mapping[str, object], *, timeout_seconds: float | None = None) -> Ack:
         """See ``AsyncCheckpoints.create_task``."""

@@ -240,6 +240,8 @@ class Holder:
     epoch: int
     address: str
     acquired_at: float
+    ttl_seconds: float = 0.0
+    """What the holder counts its right with: whoever revokes its lease must have waited at least so long."""
 
 
 @dataclass(frozen=True, slots=True)

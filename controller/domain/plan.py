@@ -92,8 +92,8 @@ class Loss:
             )
         if self.records > approved.records + tolerance_records:
             return f"loss of {self.records} records against {approved.records} approved (tolerance {tolerance_records})"
-        if self.records_unknown and not approved.records_unknown and not approved.exact:
-            return "an unknown number of records against a known number approved"
+        if approved.exact and not self.exact:
+            return "a loss that is only known as a bound, against an exact one that was approved"
         return None
 
 
@@ -192,6 +192,17 @@ def digest(plan: Plan) -> str:
     return hashlib.sha256(canonical_bytes(plan)).hexdigest()
 
 
+def opened_since(seen: Evidence, now: Evidence) -> int:
+    """The greatest epoch that opened (has a recorded fork) after ``seen``, 0 when none did.
+
+    A region that only *flaps*, acquiring epoch after epoch without ever opening one, or that restarts while people sign, must
+    not make every failover away from it void; the loss is compared in any case.
+    """
+    return max(
+        (starts[-1].epoch for starts in now.forks.values() if starts and starts[-1].epoch > seen.authority_epoch), default=0
+    )
+
+
 def drift(plan: Plan, now: Evidence) -> str | None:
     """Why ``plan`` may not run any more on what is seen now, in one sentence, or None.
 
@@ -200,10 +211,11 @@ def drift(plan: Plan, now: Evidence) -> str | None:
     seen = plan.evidence
     if now.authority_region != seen.authority_region:
         return f"the authority moved from {seen.authority_region} to {now.authority_region}"
-    if now.authority_epoch != seen.authority_epoch:
-        return f"the epoch moved from {seen.authority_epoch} to {now.authority_epoch}: somebody was active since"
-    if plan.kind is PlanKind.FAILOVER and now.holders and not seen.holders:
-        return "a holder is back that was gone when the plan was made"
+    if plan.kind.planned and now.authority_epoch != seen.authority_epoch:
+        return f"the epoch moved from {seen.authority_epoch} to {now.authority_epoch}: somebody else was active since"
+    served = opened_since(seen, now)
+    if served and not seen.holders:
+        return f"epoch {served} of {seen.authority_region} opened after the plan was made: the region that was silent serves again"
     worse = now.loss.exceeds(seen.loss, tolerance_seconds=plan.tolerance_seconds, tolerance_records=plan.tolerance_records)
     if worse:
         return worse

@@ -12,6 +12,8 @@
                    ▼     │                        │
                    holding ───────────────────────┘
 
+    any of the second row ─▶ superseded: another plan moved the authority on
+
 Everything before ``authorizing`` ends can be aborted: the authority has not moved. After it the way is forward, or a new
 plan. ``holding``: the loss turned out worse than what people approved, so the epoch is not opened until the missing
 store is back or the greater loss is approved. A cell that is not in the table is a bug and raises ``IllegalTransition``.
@@ -44,6 +46,7 @@ class State(StrEnum):
     VOID = "void"
     EXPIRED = "expired"
     ABORTED = "aborted"
+    SUPERSEDED = "superseded"
 
 
 class Event(StrEnum):
@@ -61,6 +64,7 @@ class Event(StrEnum):
     ROUTED = "routed"
     CONFIRMED = "confirmed"
     REPORTED = "reported"
+    SUPERSEDED = "superseded"
     REFUSED = "refused"
     DRIFTED = "drifted"
     EXPIRED = "expired"
@@ -89,19 +93,29 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         Event.EXPIRED: State.EXPIRED,
         Event.ABORTED: State.ABORTED,
     },
-    State.FENCING: {Event.FENCED: State.CATCHING_UP},
-    State.CATCHING_UP: {Event.CAUGHT_UP: State.VERIFYING, Event.LOSS_EXCEEDED: State.HOLDING},
-    State.HOLDING: {Event.LOSS_APPROVED: State.CATCHING_UP, Event.CAUGHT_UP: State.VERIFYING},
-    State.VERIFYING: {Event.VERIFIED: State.RESUMING},
-    State.RESUMING: {Event.RESUMED: State.ROUTING},
-    State.ROUTING: {Event.ROUTED: State.CONFIRMING},
-    State.CONFIRMING: {Event.CONFIRMED: State.REPORTING},
-    State.REPORTING: {Event.REPORTED: State.DONE},
+    State.FENCING: {Event.FENCED: State.CATCHING_UP, Event.SUPERSEDED: State.SUPERSEDED},
+    State.CATCHING_UP: {
+        Event.CAUGHT_UP: State.VERIFYING,
+        Event.LOSS_EXCEEDED: State.HOLDING,
+        Event.SUPERSEDED: State.SUPERSEDED,
+    },
+    State.HOLDING: {
+        Event.LOSS_APPROVED: State.CATCHING_UP,
+        Event.LOSS_EXCEEDED: State.HOLDING,
+        Event.CAUGHT_UP: State.VERIFYING,
+        Event.SUPERSEDED: State.SUPERSEDED,
+    },
+    State.VERIFYING: {Event.VERIFIED: State.RESUMING, Event.SUPERSEDED: State.SUPERSEDED},
+    State.RESUMING: {Event.RESUMED: State.ROUTING, Event.SUPERSEDED: State.SUPERSEDED},
+    State.ROUTING: {Event.ROUTED: State.CONFIRMING, Event.SUPERSEDED: State.SUPERSEDED},
+    State.CONFIRMING: {Event.CONFIRMED: State.REPORTING, Event.SUPERSEDED: State.SUPERSEDED},
+    State.REPORTING: {Event.REPORTED: State.DONE, Event.SUPERSEDED: State.SUPERSEDED},
     State.DONE: {},
     State.REFUSED: {},
     State.VOID: {},
     State.EXPIRED: {},
     State.ABORTED: {},
+    State.SUPERSEDED: {},
 }
 
 STEP_OF: dict[State, str] = {
@@ -118,7 +132,7 @@ STEP_OF: dict[State, str] = {
 }
 """The step of DESIGN section 6 that a state is working on. ``check`` runs when the plan is made and again at its start."""
 
-ENDED = frozenset({State.DONE, State.REFUSED, State.VOID, State.EXPIRED, State.ABORTED})
+ENDED = frozenset({State.DONE, State.REFUSED, State.VOID, State.EXPIRED, State.ABORTED, State.SUPERSEDED})
 BEFORE_AUTHORIZE = frozenset({State.AWAITING_APPROVAL, State.QUIESCING, State.AUTHORIZING})
 AFTER_AUTHORIZE = frozenset(State) - BEFORE_AUTHORIZE - ENDED
 
@@ -148,6 +162,8 @@ class PlanRecord:
     """Epoch under which the target opened, 0 before."""
     final_loss: Loss | None = None
     """Known at catch-up."""
+    right_ended_by: float = 0.0
+    """Wall time, on the old holder's clock, by which its right had certainly ended; taken when the authority moved."""
 
     @property
     def ended(self) -> bool:

@@ -11,7 +11,7 @@ epoch 6 is not history any more, however long the store that holds it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.domain.model import EpochStart, Head, Salvage
 
@@ -61,6 +61,21 @@ def with_fork(starts: tuple[EpochStart, ...], new: EpochStart) -> tuple[EpochSta
 def cut(starts: tuple[EpochStart, ...], seq: int) -> tuple[EpochStart, ...]:
     """The part of ``starts`` that matters for ``1 … seq``."""
     return tuple(start for start in starts if start.first_seq <= seq)
+
+
+def head_problem(head: Head) -> str | None:
+    """What is wrong with a head that no writer of ours can have written, or None."""
+    firsts = [start.first_seq for start in head.epochs]
+    epochs = [start.epoch for start in head.epochs]
+    if head.seq and not head.epochs:
+        return f"it has {head.seq} segments and names no epoch that wrote them"
+    if firsts != sorted(set(firsts)) or epochs != sorted(set(epochs)):
+        return "its epochs do not ascend"
+    if head.epochs and (firsts[0] < 1 or firsts[-1] > head.seq):
+        return f"its epochs begin at {firsts[0]}..{firsts[-1]} and it has {head.seq} segments"
+    if epochs and epochs[-1] > head.epoch:
+        return f"epoch {epochs[-1]} wrote to it and it is fenced at {head.epoch}"
+    return None
 
 
 def valid_length(head: Head, forks: tuple[EpochStart, ...]) -> int:
@@ -125,6 +140,15 @@ def choose(heads: Mapping[str, Head], forks: tuple[EpochStart, ...], *, home: st
     length = lengths[source]
     alignments = tuple(align(region, head, forks, length, epoch) for region, head in sorted(heads.items()))
     return Choice(source, length, cut(heads[source].epochs, length), alignments)
+
+
+def recovered(heads: Mapping[str, Head], choice: Choice, forks: tuple[EpochStart, ...]) -> Head:
+    """The head to read the recovered history's counters from: one that ends exactly there. A head with a diverged tail counts
+    that tail too; when there is no other, nothing is known of when the last recovered record came."""
+    exact = [head for head in heads.values() if head.seq == choice.length and valid_length(head, forks) == choice.length]
+    if exact:
+        return min(exact, key=lambda head: (head.received_at, head.records))
+    return replace(heads[choice.source], seq=choice.length, received_at=0.0, records=0)
 
 
 def acknowledged(copies: int, committed: Collection[str], sole_ackers: Collection[str]) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from controller.domain.model import Ack, Authority, Frame, Head, IngestAnswer, Kind, Member, Record, Role, StreamReport
+from controller.domain.model import Ack, Authority, Forks, Frame, Head, IngestAnswer, Kind, Member, Record, Role, StreamReport
 from controller.domain.promotion import PlanRecord
-from controller.errors import Conflict, DrError, FenceLost, Unavailable
-from controller.ports import Clock, Coordinator, Identity, Page, Pager, RegionStore, Resolver, Traffic
-from controller.runtime.documents import Keys, Seen, read
+from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Unavailable
+from controller.ports import Clock, Compare, Coordinator, Identity, Page, Pager, Put, RegionStore, Resolver, Traffic
+from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.fleet import FleetManager
 from controller.runtime.opening import Opened, Opening, Parts
 from controller.runtime.plans import PlanBook
@@ -66,6 +67,7 @@ class Active:
         self._shell = shell
         self.tenure = tenure
         self.over = ""
+        self.crashed: BaseException | None = None
         self.serving = False
         self.writer: StreamWriter | None = None
         self._reporter: Reporter | None = None
@@ -77,13 +79,28 @@ class Active:
 
     def start(self) -> None:
         """Begins to open the epoch, beside the heartbeats."""
-        self._tasks.append(asyncio.create_task(self._serve(), name=f"serve-{self.tenure.fence.epoch}"))
+        self._spawn(self._serve(), f"serve-{self.tenure.fence.epoch}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A bug must not leave a holder that looks alive: the duty loop raises it, and the process ends."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.crashed = error
+            self.over = self.over or f"{task.get_name()} failed: {error!r}"
+            self.serving = False
 
     async def stop(self, reason: str) -> None:
         """Ends everything at once. The lease goes back early only when every right that hung on it has run out."""
         self.serving = False
-        rights_over = self._retired or not self.tenure.may_act() or self.writer is None
+        # By the clock, never by may_act(): a right that was *lost* still binds those whom we lent parts of it, until its time.
+        rights_end = min(self.tenure.right.deadline, self._shell.fleet.rights_end())
+        rights_over = self._retired or self.writer is None or self._shell.ports.clock.monotonic() >= rights_end
         self.tenure.lose(reason)
+        self.over = self.over or reason
         for task in self._tasks:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -92,8 +109,10 @@ class Active:
         if rights_over:
             try:
                 await self.tenure.release()
-            except Unavailable:
+            except DrError:
                 pass  # it expires by itself
+        for follower in self._shell.followers.values():
+            follower.suspended = False
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, DrError):
                 raise result
@@ -135,6 +154,7 @@ class Active:
             region=shell.settings.region,
             instance=shell.settings.instance,
             store_timeout_seconds=shell.settings.aws.call_timeout_seconds,
+            ttl_seconds=shell.settings.etcd.ttl_seconds,
             say=shell.say,
         )
 
@@ -182,7 +202,14 @@ class Active:
             ports.clock,
             self.tenure,
             writer,
-            ReportPolicy(rpo.seconds, rpo.settle_seconds, rpo.report_seconds, stream.canary_seconds, stream.brownout_seconds),
+            ReportPolicy(
+                rpo.seconds,
+                rpo.settle_seconds,
+                rpo.report_seconds,
+                stream.canary_seconds,
+                stream.brownout_seconds,
+                stream.follow_seconds,
+            ),
             settings.region,
         )
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
@@ -230,10 +257,13 @@ class Active:
                 shell.tell("promotion", await promotion.step(plan))
             except FenceLost:
                 raise
-            except (Unavailable, Conflict) as error:
+            except DrError as error:
+                # The region serves; what stops a later step (a foreign DNS record, say) is told and waited for.
                 if error.message != said:
                     said = error.message
                     shell.tell("promotion", said, error=error.code)
+                if not isinstance(error, (Unavailable, Conflict)):
+                    await promotion.page_once(said)
                 await ports.clock.sleep(RETRY_SECONDS)
         await self._tidy()
 
@@ -251,7 +281,7 @@ class Active:
         """A holder that serves again makes an incident of silence untrue."""
         try:
             await self._shell.watch.close_silent()
-        except Unavailable:
+        except DrError:
             pass  # closing it is for people's eyes only; the next holder tries again
 
     async def _home_head(self) -> Head:
@@ -279,6 +309,10 @@ class Active:
         answered = iter(await self.submit(accepted) if accepted else ())
         acks = tuple(refused[number] if number in refused else next(answered) for number in range(len(frames)))
         right_seconds = self.tenure.remaining_seconds()
+        if right_seconds <= 0:
+            raise OutcomeUnknown(
+                "the right to act ended before this could be acknowledged", hint="send the same records to another controller"
+            )
         # Only records that passed their checks are a sign of life of the agent's host; a stale one is not.
         self._shell.fleet.granted({one.record.agent for one in accepted}, right_seconds)
         return IngestAnswer(self.tenure.fence.epoch, right_seconds, acks)
@@ -296,13 +330,22 @@ class Active:
         report = self._reporter.build(members)
         self.last_report = report
         await self._reporter.publish(report)
-        sentence = await self._reporter.stand_in()
-        if not self._draining:
+        return await self._reporter.stand_in()
+
+    async def canary(self) -> None:
+        """Measures the whole path, at its own pace. Waits for its acknowledgement, so it has a loop of its own: reports say
+        most when the home store is silent. Raises Unavailable."""
+        if self._reporter is not None and not self._draining:
             await self._reporter.canary()
-            ticked = await self._shell.fleet.tick()
-            await self._page(ticked.page)
-            sentence = sentence or (ticked.reason if ticked.moved or ticked.page else None)
-        return sentence
+
+    async def tend(self) -> str | None:
+        """One round of looking after the fleet. It writes assignments and waits for them, and for the pager: a loop of its
+        own, too. Raises Unavailable."""
+        if self._draining:
+            return None
+        ticked = await self._shell.fleet.tick()
+        await self._page(ticked.page)
+        return ticked.reason if ticked.moved or ticked.page else None
 
     async def _page(self, text: str) -> None:
         """Tells people about the fleet, once per text; nobody reached means that the next round tries again."""
@@ -329,7 +372,7 @@ class Active:
             self.over = f"plan {barrier.plan} is taking over before this epoch opened"
         elif barrier.kind != "failover" and not self._draining:
             self._draining = True
-            self._tasks.append(asyncio.create_task(self._drain(barrier.plan), name=f"drain-{barrier.plan}"))
+            self._spawn(self._drain(barrier.plan), f"drain-{barrier.plan}")
 
     async def _drain(self, plan: str) -> None:
         """Takes nothing new, waits until every store has everything and every agent's right has passed, then ends."""
@@ -338,16 +381,58 @@ class Active:
         writer.freeze(f"plan {plan} moves the fleet")
         self._shell.say(Role.DRAINING, f"draining for plan {plan}")
         fleet.deactivate()
+        proved = False
         while self.tenure.barrier is not None:
-            if writer.drained():
+            if writer.drained() and not proved:
+                proved = await self._prove_drained(plan)
+            if proved:
                 self.tenure.drained = True
                 if clock.monotonic() >= min(fleet.rights_end(), self.tenure.right.deadline):
                     self.over = f"drained for plan {plan}"
                     self.tenure.lose(self.over)
                     return
             await clock.sleep(DRAIN_POLL_SECONDS)
+        if proved:
+            await self._count_on_home_again()
         self.tenure.drained = False
         self._draining = False
         writer.unfreeze()
         fleet.activate()
         self._shell.say(Role.ACTIVE, f"plan {plan} was aborted; serving again in epoch {self.tenure.fence.epoch}")
+
+    async def _prove_drained(self, plan: str) -> bool:
+        """Records, under our guard, that every store of a fence quorum has everything: so nobody may have acknowledged alone any
+        more, and the target may open without our store. Without this proof a planned move is called off."""
+        assert self.writer is not None
+        coordinator, keys, stream = self._shell.ports.coordinator, self._shell.keys, self.tenure.fence.stream
+        key = keys.forks(stream)
+        try:
+            forks = await read(coordinator, key, Forks)
+            if forks is None or not self.writer.drained():
+                return False
+            proof = [
+                Put(keys.drained(plan, stream), str(self.writer.seq).encode()),
+                Put(key, encode(Forks(forks.value.starts, ()))),
+            ]
+            result = await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], proof)
+        except Unavailable as error:
+            self._shell.tell("drain", error.message, error=error.code)
+            return False
+        return result.succeeded
+
+    async def _count_on_home_again(self) -> None:
+        """The move was called off after the proof: the record must say who may acknowledge alone *before* anybody does."""
+        assert self.writer is not None
+        coordinator, keys, stream = self._shell.ports.coordinator, self._shell.keys, self.tenure.fence.stream
+        key = keys.forks(stream)
+        while not self.over:
+            try:
+                forks = await read(coordinator, key, Forks)
+                if forks is not None:
+                    home = Put(key, encode(Forks(forks.value.starts, self.writer.sole_ackers)))
+                    result = await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], [home])
+                    if result.succeeded:
+                        return
+            except Unavailable as error:
+                self._shell.tell("drain", error.message, error=error.code)
+            await self._shell.ports.clock.sleep(RETRY_SECONDS)

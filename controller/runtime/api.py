@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from controller import __version__
 from controller.domain.model import Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
-from controller.errors import Corrupt, DrError, Refused
+from controller.errors import Corrupt, DrError, NotActive, Refused
 from controller.ports import Clock
 from controller.runtime.api_documents import (
     AbortIn,
@@ -118,6 +118,17 @@ _INGEST_BODY = {
 }
 
 
+Fresh = Annotated[bool, Query(description="answered by the holder only: a standby's copy may be behind")]
+
+
+def _holder_only(service: ControllerService, fresh: bool) -> None:
+    if fresh and not service.may_act():
+        raise NotActive(
+            f"{service.region}/{service.instance} is {service.role.value}: its copy may be behind",
+            hint="ask the active controller, or read without `fresh`",
+        )
+
+
 def _agent_routes(service: ControllerService) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["agents"])
 
@@ -143,18 +154,26 @@ def _agent_routes(service: ControllerService) -> APIRouter:
         return _answer(tuple[AgentSeen, ...], service.agents())
 
     @router.get("/agents/{agent}/latest", responses=_RECORD_ANSWER, response_class=Response, summary="Newest record")
-    async def latest(agent: AgentName, kind: Annotated[str, Query(max_length=64)] = Kind.CHECKPOINT) -> Response:
+    async def latest(
+        agent: AgentName, kind: Annotated[str, Query(max_length=64)] = Kind.CHECKPOINT, fresh: Fresh = False
+    ) -> Response:
+        _holder_only(service, fresh)
         return _record_answer(await service.latest(agent, named(kind, "kind", DEFAULT_LIMITS.kind_chars)))
 
     @router.get("/agents/{agent}/records", response_model=tuple[Record, ...], summary="Records, newest first")
     async def records(
-        agent: AgentName, limit: Limit = 100, before: Annotated[str | None, Query(max_length=300)] = None
+        agent: AgentName,
+        limit: Limit = 100,
+        before: Annotated[str | None, Query(max_length=300)] = None,
+        fresh: Fresh = False,
     ) -> Response:
+        _holder_only(service, fresh)
         older = None if before is None else named(before, "before", DEFAULT_LIMITS.id_chars)
         return _answer(tuple[Record, ...], service.records(agent, limit, older))
 
     @router.get("/agents/{agent}/records/{record}", responses=_RECORD_ANSWER, response_class=Response, summary="One record")
-    async def read(agent: AgentName, record: RecordId) -> Response:
+    async def read(agent: AgentName, record: RecordId, fresh: Fresh = False) -> Response:
+        _holder_only(service, fresh)
         return _record_answer(await service.read(agent, record))
 
     @router.post("/tasks", response_model=IngestAnswer, summary="Give an agent a task")

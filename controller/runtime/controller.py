@@ -7,8 +7,11 @@ a controller that limps on.
     duty      heartbeat while holding, otherwise look whether to acquire; steps down the moment the right is gone
     follow    a standby reads, verifies and indexes its own region's store
     stores    reads every store's head, so that people see what is unknown and since when
-    report    the holder publishes lag and exposure, writes canaries, re-assigns agents of failed hosts
-    plans     runs approved plans of this region up to ``authorize``; sweeps expired ones; opens incidents
+    report    the holder publishes lag and exposure, and lets another store stand in for a silent home store
+    canary    the holder writes canaries
+    tend      the holder re-assigns agents of failed hosts
+    plans     runs approved plans of this region up to ``authorize``; sweeps expired ones
+    watch     a standby notices that nobody holds the group, tells people and proposes a plan
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from controller.domain.model import (
     Authority,
     Beat,
     BeatAnswer,
+    Forks,
     Frame,
     Head,
     Holder,
@@ -39,14 +43,16 @@ from controller.domain.model import (
 )
 from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
-from controller.errors import DrError, NotActive, NotFound, Unavailable
+from controller.errors import Corrupt, DrError, NotActive, NotFound, OutcomeUnknown, Refused, Unavailable
+from controller.ports import Page
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.audit import Audit
-from controller.runtime.documents import Keys, Seen, read, read_all
+from controller.runtime.documents import Keys, Seen, read, read_readable
 from controller.runtime.evidence import Coordination, LocalKnowledge, gather, look, read_heads, read_traffic
 from controller.runtime.fleet import FleetManager
 from controller.runtime.membership import Membership
 from controller.runtime.metrics import Metrics
+from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
 from controller.runtime.service import (
     AgentSeen,
@@ -58,7 +64,7 @@ from controller.runtime.service import (
     Status,
 )
 from controller.runtime.status import Observation, compose
-from controller.runtime.takeover import Takeover, TakeoverPolicy, overtaken, sweep_barrier
+from controller.runtime.takeover import Takeover, TakeoverPolicy, is_overtaken, overtaken, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.watch import Watch, WatchPolicy
 from controller.runtime.wiring import outside_of, stream_names
@@ -128,6 +134,7 @@ class Controller:
             self._audit,
             ports.pager,
             self._propose,
+            self._book.all,
             WatchPolicy(
                 promotion.notice_seconds,
                 promotion.auto_propose,
@@ -154,10 +161,15 @@ class Controller:
         self._seen: Coordination | None = None
         self._seen_at = 0.0
         self._heads: dict[str, dict[str, Head | Unknown]] = {}
-        self._holder_gone_at: dict[str, float] = {}
+        self._holder_gone_at: dict[str, tuple[int, float]] = {}
+        """Stream → (epoch of the authority, our wall time) when we first saw that nobody held it."""
+        self._not_before = float("-inf")
+        """No acquisition before this (monotonic): the last one ended before it served."""
+        self._clock_ahead: dict[str, tuple[float, float]] = {}
         self._followed: dict[str, Position] = {}
         self._followed_at = float("-inf")
         self._warnings: dict[str, str] = {}
+        self._unheard: list[Page] = []
         self._active: Active | None = None
 
     # -------------------------------------------------------------------------------------------------------- life
@@ -169,8 +181,11 @@ class Controller:
             group.create_task(self._loop("duty", settings.etcd.tick_seconds, self._duty), name="duty")
             group.create_task(self._loop("follow", settings.stream.follow_seconds, self._follow), name="follow")
             group.create_task(self._loop("report", settings.rpo.report_seconds, self._report), name="report")
+            group.create_task(self._loop("canary", settings.rpo.report_seconds, self._canary), name="canary")
+            group.create_task(self._loop("tend", settings.rpo.report_seconds, self._tend), name="tend")
             group.create_task(self._loop("stores", settings.rpo.report_seconds, self._look_at_stores), name="stores")
             group.create_task(self._loop("plans", settings.etcd.tick_seconds, self._plans), name="plans")
+            group.create_task(self._loop("watch", settings.etcd.tick_seconds, self._look_around), name="watch")
 
     async def stop(self) -> None:
         """An orderly end: steps down, keeps the lease until every right that was granted has passed (or lets it expire)."""
@@ -179,7 +194,7 @@ class Controller:
             await self._step_down("this instance is stopping")
         try:
             await self._membership.leave()
-        except Unavailable:
+        except DrError:
             pass  # the member key expires by itself
         self._view.close()
 
@@ -222,8 +237,10 @@ class Controller:
             if verdict.beat is BeatVerdict.LOST:
                 await self._step_down(verdict.reason)
                 return f"stepped down: {verdict.reason}"
-        except Unavailable as error:
+        except DrError as error:
             tenure.reason = error.message
+        if active.crashed is not None:
+            raise active.crashed
         if active.over:
             await self._step_down(active.over)
             return f"stepped down: {active.over}"
@@ -238,6 +255,8 @@ class Controller:
     async def _consider(self) -> str | None:
         """Whether to acquire. The floor is read from the stores only when nothing else is in the way."""
         assert self._seen is not None
+        if self._clock.monotonic() < self._not_before:
+            return None
         for stream in self._streams:
             holder = next((found for found in self._seen.holders if found.stream == stream), None)
             reason = may_acquire(self._seen.authority, holder, self._settings.region, 0)
@@ -245,7 +264,12 @@ class Controller:
                 self._say(Role.STANDBY, reason)
                 continue
             heads = await read_heads(self._outside, stream)
-            floor = max((head.epoch for head in heads.values() if isinstance(head, Head)), default=0)
+            known = {region: head for region, head in heads.items() if isinstance(head, Head)}
+            forks = await read(self._ports.coordinator, self._keys.forks(stream), Forks)
+            forgotten = etcd_forgot(known, forks.value.starts if forks else ())
+            if forgotten is not None:
+                raise Refused(forgotten, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
+            floor = max((head.epoch for head in known.values()), default=0)
             found = await acquire(
                 self._ports.coordinator,
                 self._keys,
@@ -288,6 +312,8 @@ class Controller:
         """Ends acting: nothing is acknowledged after this, agents are given no more time, and the lease goes back if it may."""
         active, self._active = self._active, None
         assert active is not None
+        if active.writer is None:  # it never served: give the cause of that, and the others, some time
+            self._not_before = self._clock.monotonic() + self._settings.etcd.ttl_seconds
         self._fleet.deactivate()
         self._say(Role.FENCED, reason)
         await active.stop(reason)
@@ -299,12 +325,35 @@ class Controller:
         now = self._clock.wall()
         self._seen, self._seen_at = seen, now
         held = {holder.stream for holder in seen.holders}
+        epoch = seen.authority.value.epoch
         for stream in self._streams:
+            gone_in, _ = self._holder_gone_at.get(stream, (-1, 0.0))
             if stream in held:
                 self._holder_gone_at.pop(stream, None)
-            else:
-                self._holder_gone_at.setdefault(stream, now)
+            elif gone_in != epoch:  # another holder came and went since, also when nobody of us saw it
+                self._holder_gone_at[stream] = (epoch, now)
+        for report in seen.reports.values():
+            self._note_clock(report, now)
         await self._membership.announce(self._member(now))
+
+    def _note_clock(self, report: StreamReport, now: float) -> None:
+        """How far our wall clock is ahead of the reporter's, at most: the smallest (first seen − written) of all its reports."""
+        writer = f"{report.region}/{report.instance}"
+        known = self._clock_ahead.get(writer)
+        if known is None or report.at != known[1]:
+            ahead = now - report.at
+            self._clock_ahead[writer] = (ahead if known is None else min(ahead, known[0]), report.at)
+
+    def _gone_at(self) -> dict[str, float]:
+        """When each stream's last holder had vanished, on that holder's own wall clock, rather too late than too early."""
+        reports = self._seen.reports if self._seen else {}
+        allowance = 2 * self._settings.etcd.tick_seconds
+        result = {}
+        for stream, (_, at) in self._holder_gone_at.items():
+            report = reports.get(stream)
+            ahead = self._clock_ahead.get(f"{report.region}/{report.instance}") if report else None
+            result[stream] = at if ahead is None else at - ahead[0] + allowance
+        return result
 
     def _member(self, now: float) -> Member:
         settings = self._settings
@@ -334,7 +383,11 @@ class Controller:
         for stream, follower in self._followers.items():
             while self._active is None:
                 before = self._followed.get(stream)
-                position = await follower.step(FOLLOW_BUDGET)
+                try:
+                    position = await follower.step(FOLLOW_BUDGET)
+                except Corrupt:
+                    self._followed[stream] = follower.position()  # verified up to the segment before the damaged one
+                    raise
                 self._followed[stream] = position
                 if before is None or position.seq - before.seq < FOLLOW_BUDGET:
                     break
@@ -348,6 +401,16 @@ class Controller:
         if active is None or not active.serving or self._seen is None:
             return None
         return await active.report(self._seen.members)
+
+    async def _canary(self) -> str | None:
+        active = self._active
+        if active is not None and active.serving:
+            await active.canary()
+        return None
+
+    async def _tend(self) -> str | None:
+        active = self._active
+        return None if active is None or not active.serving else await active.tend()
 
     async def _look_at_stores(self) -> str | None:
         """Heads of all stores, for people. An unknown keeps the time at which the head was last known. A loop of its own: a
@@ -365,34 +428,63 @@ class Controller:
     # ------------------------------------------------------------------------------------------------------- plans
 
     async def _plans(self) -> str | None:
-        swept = await sweep_barrier(self._ports.coordinator, self._keys, self._book, self._clock.wall())
-        if swept:
-            return swept
-        if self._active is None and self._seen is not None:
-            noticed = await self._watch.look(self._seen)
-            if noticed:
-                return noticed
-        for seen in await self._book.all():
-            record = seen.value
-            if record.ended or record.state in AFTER_AUTHORIZE:
-                continue
-            expired = record.plan.expires_at <= self._clock.wall()
-            wanted = record.plan.target == self._settings.region and bool(record.execute_requested_by)
-            if self._overtaken(record):
-                await overtaken(self._ports.coordinator, self._keys, self._book, seen)
-                continue
-            if not wanted and not expired:
-                continue
-            if await self._membership.claim(self._keys.executor(record.plan.id)):
-                return await self._takeover.step(seen)
+        """Moves plans on. One that cannot go on (an unreadable document, a gate that closed again) does not keep the others
+        waiting; but while one has begun nothing else begins."""
+        problem: DrError | None = None
+        try:
+            swept = await sweep_barrier(self._ports.coordinator, self._keys, self._book, self._clock.wall())
+            if swept:
+                return swept
+        except Corrupt as error:
+            problem = error
+        for seen in sorted(await self._book.all(), key=lambda seen: seen.value.state is State.AWAITING_APPROVAL):
+            try:
+                sentence = await self._move_on(seen)
+                if sentence is not None:
+                    self._tell("plans", sentence)
+                    if (await self._book.get(seen.value.plan.id)).value.state is not State.AWAITING_APPROVAL:
+                        break
+            except DrError as error:
+                problem = problem or error
+                if seen.value.state is not State.AWAITING_APPROVAL:
+                    break
+        if problem is not None:
+            raise problem
         return None
 
-    def _overtaken(self, record: PlanRecord) -> bool:
-        """Whether a waiting plan seems to have been made under an authority that is over (as of our last look)."""
-        if self._seen is None or record.state is not State.AWAITING_APPROVAL:
-            return False
-        now, then = self._seen.authority.value, record.plan.evidence
-        return (now.region, now.epoch) != (then.authority_region, then.authority_epoch)
+    async def _move_on(self, seen: Seen[PlanRecord]) -> str | None:
+        """One bounded thing for one plan that has not moved the authority yet, if it is ours to do."""
+        record = seen.value
+        if record.ended or record.state in AFTER_AUTHORIZE:
+            return None
+        if self._seen is not None and is_overtaken(record, self._seen.authority.value):
+            await overtaken(self._ports.coordinator, self._keys, self._book, seen)
+            return None
+        expired = record.plan.expires_at <= self._clock.wall()
+        wanted = record.plan.target == self._settings.region and bool(record.execute_requested_by)
+        if (wanted or expired) and await self._membership.claim(self._keys.executor(record.plan.id)):
+            return await self._takeover.step(seen)
+        return None
+
+    async def _look_around(self) -> str | None:
+        """A standby's watch. Beside the plans: it asks stores and a pager, and they must not wait for that."""
+        await self._shout()
+        if self._active is not None or self._seen is None:
+            return None
+        return await self._watch.look(self._seen)
+
+    async def _shout(self, *pages: Page) -> None:
+        """Break-glass is never quiet: what nobody could be told is told again and again. Never raises: see the warnings."""
+        self._unheard.extend(pages)
+        for _ in range(len(self._unheard)):
+            page = self._unheard.pop(0)
+            try:
+                await self._ports.pager.page(page)
+            except DrError as error:
+                self._unheard.append(page)
+                self._warnings["break-glass"] = f"people were not told: {page.title} ({error.message})"
+        if not self._unheard:
+            self._warnings.pop("break-glass", None)
 
     async def _gather(self, record: PlanRecord) -> tuple[Evidence, Coordination]:
         knowledge, ended_by = await self._knowledge(), record.plan.evidence.right_ended_by
@@ -404,14 +496,14 @@ class Controller:
         return await gather(self._outside, record.plan.kind, record.plan.target, knowledge, plan=record.plan.id)
 
     async def _knowledge(self) -> LocalKnowledge:
-        reports = await read_all(self._ports.coordinator, self._keys.reports, StreamReport)
+        reports = await read_readable(self._ports.coordinator, self._keys.reports, StreamReport)
         kept = {
             tail.agent: tail.last_id
-            for report in reports
+            for report in reports.documents
             for tail in report.value.unreplicated
             if self._view.has(tail.agent, tail.last_id) is not None
         }
-        return LocalKnowledge(len(self.agents()), dict(self._holder_gone_at), kept)
+        return LocalKnowledge(len(self.agents()), self._gone_at(), kept)
 
     async def _propose(self, request: PlanRequest) -> Seen[PlanRecord]:
         kind = self._book.kind_of(request)
@@ -437,8 +529,11 @@ class Controller:
         return self._active is not None and self._active.serving and self._active.tenure.may_act()
 
     def ready(self) -> tuple[bool, str]:
-        """A holder is ready while it may act, a standby while it follows."""
+        """A holder is ready while it may act and what it takes is committed in time, a standby while it follows."""
         if self._active is not None:
+            waiting = self._active.writer.oldest_waiting_seconds() if self._active.writer is not None else 0.0
+            if waiting > self._settings.stream.ack_timeout_seconds:
+                return False, f"a record has waited for its copies for {waiting:.0f} s"
             return self.may_act(), self._reason
         age = self._clock.monotonic() - self._followed_at
         if age > max(5.0, 10 * self._settings.stream.follow_seconds):
@@ -541,10 +636,18 @@ class Controller:
                 rpo_policy=self._settings.rpo.policy,
                 fresh_seconds=3 * self._settings.rpo.report_seconds + 1,
                 positions=self._positions(),
-                warnings=tuple(f"{name}: {text}" for name, text in sorted(self._warnings.items())),
+                warnings=self._all_warnings(plans),
                 regions=tuple(self._settings.regions),
             )
         )
+
+    def _all_warnings(self, plans: Sequence[PlanRecord]) -> tuple[str, ...]:
+        """What the loops complain about, documents in etcd that are skipped, and plans that go around the rule of two."""
+        loops = [f"{name}: {text}" for name, text in sorted(self._warnings.items())]
+        seen = self._seen.unreadable if self._seen else {}
+        skipped = {**seen, **self._book.unreadable, **self._watch.unreadable}
+        loud = [f"break-glass: plan {record.plan.id} by {record.plan.requester}" for record in plans if record.plan.break_glass]
+        return (*loops, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
 
     async def members(self) -> tuple[Member, ...]:
         return (await look(self._outside)).members
@@ -553,7 +656,15 @@ class Controller:
         return await self._watch.incidents(include_closed)
 
     async def create_plan(self, request: PlanRequest) -> PlanDocument:
-        return await self._book.document((await self._propose(request)).value.plan.id)
+        try:
+            plan = (await self._propose(request)).value.plan
+        except OutcomeUnknown:
+            if request.break_glass:
+                await self._shout(_glass(request.to, f"{request.requester} asks for it ({request.reason}); it may be stored"))
+            raise
+        if plan.break_glass:
+            await self._shout(_glass(plan.target, f"plan {plan.id} was made by {plan.requester}: {plan.reason}"))
+        return await self._book.document(plan.id)
 
     async def plans(self) -> tuple[PlanRecord, ...]:
         return tuple(found.value for found in await self._book.all())
@@ -566,7 +677,17 @@ class Controller:
         return await self._book.document(plan_id)
 
     async def execute(self, plan_id: str, requester: str, confirm: str) -> PlanDocument:
-        await self._book.request_execution(plan_id, requester, confirm)
+        before = (await self._book.get(plan_id)).value
+        said = f"plan {plan_id} was ordered to run by {requester or 'unknown'}"
+        loud = before.plan.break_glass and not before.execute_requested_by
+        try:
+            await self._book.request_execution(plan_id, requester, confirm)
+        except Unavailable:
+            if loud:
+                await self._shout(_glass(before.plan.target, f"{said}, or an attempt was made: the outcome is unknown"))
+            raise
+        if loud:
+            await self._shout(_glass(before.plan.target, said))
         return await self._book.document(plan_id)
 
     async def abort(self, plan_id: str, requester: str, reason: str) -> PlanDocument:
@@ -587,6 +708,12 @@ class Controller:
         epoch = self._active.tenure.fence.epoch if self._active else 0
         report = self._active.last_report if self._active else None
         return self._metrics.render(self._role, self._right_seconds(), epoch, len(self.agents()), positions, report)
+
+
+def _glass(target: str, text: str) -> Page:
+    """What people are told about a break-glass plan."""
+    title = f"break-glass: the fleet may move to {target} on fewer approvals than usual"
+    return Page(f"break-glass-{target}", "critical", title, text, "region-failover")
 
 
 __all__ = ["Controller", "Ports"]

@@ -11,13 +11,16 @@
 | ``approvals/{plan}/{who}``    | no  | ``Approval`` |
 | ``journal/{plan}/{step}``     | no  | ``JournalEntry`` |
 | ``guards/{plan}``             | yes | instance that is about to authorise; the authorising transaction compares it |
+| ``drained/{plan}/{stream}``    | no  | proof of the old holder that it drained for a planned move: the last segment |
 | ``executors/{plan}``          | yes | instance that runs the plan up to ``authorize`` |
 | ``incidents/{id}``            | no  | ``Incident`` |
+| ``callers/{incident}``        | yes | instance that is telling people about an incident now |
 | ``audit/{n}``                 | no  | ``AuditEntry``, hash-chained |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -116,6 +119,9 @@ class Keys:
     def guard(self, plan: str) -> str:
         return self._at("guards", plan)
 
+    def drained(self, plan: str, stream: str) -> str:
+        return self._at("drained", plan, stream)
+
     def executor(self, plan: str) -> str:
         return self._at("executors", plan)
 
@@ -125,6 +131,9 @@ class Keys:
     @property
     def incidents(self) -> str:
         return self._at("incidents", "")
+
+    def caller(self, incident: str) -> str:
+        return self._at("callers", incident)
 
     def audit(self, n: int) -> str:
         return self._at("audit", f"{n:012d}")
@@ -154,6 +163,30 @@ async def read(coordinator: Coordinator, key: str, kind: type[T]) -> Seen[T] | N
 async def read_all(coordinator: Coordinator, prefix: str, kind: type[T]) -> tuple[Seen[T], ...]:
     """All documents below a prefix, ascending by key. Raises Unavailable, Corrupt."""
     return tuple(Seen(decode(kind, item.value, where=item.key), item) for item in await coordinator.list(prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class Readable(Generic[T]):
+    """The documents below a prefix that could be decoded, and of the others their keys with the reasons."""
+
+    documents: tuple[Seen[T], ...]
+    unreadable: Mapping[str, str]
+
+
+async def read_readable(coordinator: Coordinator, prefix: str, kind: type[T]) -> Readable[T]:
+    """Like ``read_all``, but one document that cannot be decoded (another version's, or edited by hand) hides no other one.
+
+    For what controllers tell each other and people: members, reports, plans, incidents. Never for what decides who may act
+    (authority, holder, forks): there an unreadable document must stop everybody. Raises Unavailable.
+    """
+    documents: list[Seen[T]] = []
+    unreadable: dict[str, str] = {}
+    for item in await coordinator.list(prefix):
+        try:
+            documents.append(Seen(decode(kind, item.value, where=item.key), item))
+        except Corrupt as error:
+            unreadable[item.key] = error.message
+    return Readable(tuple(documents), unreadable)
 
 
 def seen(item: Item | None, kind: type[T]) -> Seen[T] | None:

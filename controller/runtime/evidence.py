@@ -6,15 +6,15 @@ The same code makes the evidence of a new plan and the evidence that an approved
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from controller.domain import lag, replication
 from controller.domain.model import Authority, Forks, Head, Holder, Member, StreamReport, Unknown
 from controller.domain.plan import NO_LOSS, Check, Evidence, HeadSeen, Loss, PlanKind, StoreUnknown
 from controller.errors import DrError, Misconfigured, Refused, Unavailable
 from controller.ports import Clock, Coordinator, RegionStore, Resolver, Traffic, TrafficState
-from controller.runtime.documents import Keys, Seen, read, read_all
+from controller.runtime.documents import Keys, Seen, read, read_all, read_readable
 from controller.stream.patience import GRACE_SECONDS, ask_all
 
 
@@ -40,6 +40,8 @@ class Coordination:
     holders: tuple[Holder, ...]
     members: tuple[Member, ...]
     reports: Mapping[str, StreamReport]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Keys of members and reports that could not be decoded, with the reasons."""
 
 
 async def look(outside: Outside) -> Coordination:
@@ -49,13 +51,14 @@ async def look(outside: Outside) -> Coordination:
     if authority is None:
         raise Misconfigured(f"group {keys.group} has no authority in etcd", hint="found it once with `drctl bootstrap`")
     holders = await read_all(coordinator, keys.holders, Holder)
-    members = await read_all(coordinator, keys.members, Member)
-    reports = await read_all(coordinator, keys.reports, StreamReport)
+    members = await read_readable(coordinator, keys.members, Member)
+    reports = await read_readable(coordinator, keys.reports, StreamReport)
     return Coordination(
         authority,
         tuple(seen.value for seen in holders),
-        tuple(seen.value for seen in members),
-        {seen.value.stream: seen.value for seen in reports},
+        tuple(seen.value for seen in members.documents),
+        {seen.value.stream: seen.value for seen in reports.documents},
+        {**members.unreadable, **reports.unreadable},
     )
 
 
@@ -75,6 +78,10 @@ async def read_heads(outside: Outside, stream: str) -> dict[str, Head | Unknown]
     answers = await ask_all(
         questions, enough=replication.fence_quorum(outside.stores), good=lambda found: isinstance(found, Head)
     )
+    for region, found in answers.items():
+        problem = replication.head_problem(found) if isinstance(found, Head) else None
+        if problem is not None:
+            answers[region] = Unknown(outside.clock.wall(), f"the head is damaged: {problem}")
     slow = Unknown(outside.clock.wall(), f"no answer within {GRACE_SECONDS:g} s after the others")
     return {region: slow if found is None else found for region, found in answers.items()}
 
@@ -92,7 +99,11 @@ async def read_traffic(outside: Outside) -> TrafficState | Unknown:
 
 @dataclass(frozen=True, slots=True)
 class LocalKnowledge:
-    """What this controller knows by itself: its view's agents, and when it first saw that a holder had vanished."""
+    """What this controller knows by itself.
+
+    ``holder_gone_at``: stream → time by which the last holder had vanished, on *that holder's* wall clock (it stamped the
+    records that the time is compared with, and clocks of machines differ).
+    """
 
     agents: int
     holder_gone_at: Mapping[str, float]
@@ -165,17 +176,33 @@ def _loss(
     if kind.planned:
         return NO_LOSS
     known = {region: head for region, head in heads.items() if isinstance(head, Head)}
-    unread = replication.unfenced_sole_ackers(forks.sole_ackers, known)
-    if not known:
-        return Loss(False, 0, True, now, "no region store answers")
-    choice = replication.choose(known, forks.starts, home=target, epoch=0)
     kept = {tail.agent for tail in (report.unreplicated if report else ()) if local.has_record.get(tail.agent) == tail.last_id}
+    return expected_loss(known, forks, report, home=target, right_ended_by=local.holder_gone_at.get(stream, now), kept=kept)
+
+
+def expected_loss(
+    heads: Mapping[str, Head],
+    forks: Forks,
+    report: StreamReport | None,
+    *,
+    home: str,
+    right_ended_by: float,
+    kept: Collection[str],
+) -> Loss:
+    """What going on from the stores in ``heads`` would lose: the same estimate when a plan is made, compared, and carried out.
+
+    ``right_ended_by`` is on the old holder's wall clock, which also stamped the records. A report that is younger than that
+    contradicts it: the holder was alive then, so the report's own time counts.
+    """
+    if not heads:
+        return Loss(False, 0, True, right_ended_by, "no region store answers")
+    choice = replication.choose(heads, forks.starts, home=home, epoch=0)
     return lag.estimate(
         lag.LossBasis(
             report=report,
-            recovered=known[choice.source],
-            unread_sole_ackers=unread,
-            right_ended_by=local.holder_gone_at.get(stream, now),
+            recovered=replication.recovered(heads, choice, forks.starts),
+            unread_sole_ackers=replication.unfenced_sole_ackers(forks.sole_ackers, heads),
+            right_ended_by=max(right_ended_by, report.at if report else 0.0),
             kept=kept,
         )
     )

@@ -17,6 +17,7 @@ from controller.domain.promotion import Event, PlanRecord, State
 from controller.errors import Conflict, Corrupt, DrError, FenceLost, Refused, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Page, Pager, Put, RegionStore, Traffic
 from controller.runtime.documents import Keys, Seen, encode, read
+from controller.runtime.evidence import expected_loss
 from controller.runtime.plans import PlanBook, approvable, loss_is_approved
 from controller.runtime.service import JournalEntry
 from controller.runtime.tenure import Tenure
@@ -56,6 +57,7 @@ class Parts:
     region: str
     instance: str
     store_timeout_seconds: float
+    ttl_seconds: float
     say: Callable[[Role, str], None]
 
 
@@ -76,12 +78,22 @@ class Opening:
                 raise Conflict(f"plan {self._tenure.barrier.plan} is taking over before this epoch opened", hint="step down")
             try:
                 opened = await self._attempt()
-            except (Unavailable, Conflict, Corrupt) as error:
+            except FenceLost:
+                raise
+            except DrError as error:
+                # Not open yet, and nobody is told otherwise. Stepping down would only bring the next one here.
                 self._parts.say(Role.HOLDING, error.message)
+                await self._tell_people(error)
                 opened = None
             if opened is not None:
                 return opened
             await self._parts.clock.sleep(RETRY_SECONDS)
+
+    async def _tell_people(self, error: DrError) -> None:
+        """Waiting mends what is unavailable; anything else needs somebody to look."""
+        if not isinstance(error, (Unavailable, Conflict)):
+            where = f"{self._parts.region} cannot open epoch {self._tenure.fence.epoch}"
+            await self._page(where, f"{error.message}. {error.hint}")
 
     async def _attempt(self) -> Opened | None:
         parts, fence = self._parts, self._tenure.fence
@@ -99,8 +111,12 @@ class Opening:
         if plan is not None and plan.value.state is State.FENCING:
             plan = await self._fenced(plan, heads, unfenced)
         starts = forks.value.starts if forks else ()
+        forgotten = etcd_forgot(heads, starts)
+        if forgotten is not None:
+            # Step down, not hold: a holder would stand in the way of `drctl recover`.
+            raise FenceLost(forgotten, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
         choice = replication.choose(heads, starts, home=parts.region, epoch=fence.epoch)
-        loss = await self._loss(plan, forks.value if forks else Forks(), heads, choice)
+        loss = await self._loss(plan, forks.value if forks else Forks(), heads)
         plan = await self._may_lose(plan, loss)
         if loss.records_unknown and plan is None:
             return None
@@ -161,24 +177,14 @@ class Opening:
             return f"the zone is not raised yet ({error.message})"
         return f"the zone is raised to {fence.epoch}"
 
-    async def _loss(
-        self, plan: Seen[PlanRecord] | None, forks: Forks, heads: Mapping[str, Head], choice: replication.Choice
-    ) -> Loss:
+    async def _loss(self, plan: Seen[PlanRecord] | None, forks: Forks, heads: Mapping[str, Head]) -> Loss:
         parts, stream = self._parts, self._tenure.fence.stream
         report = await read(parts.coordinator, parts.keys.report(stream), StreamReport)
         ended_by = parts.clock.wall()
         if plan is not None:
-            evidence = plan.value.plan.evidence
-            ended_by = evidence.right_ended_by or plan.value.authorized_at
-        return lag.estimate(
-            lag.LossBasis(
-                report=report.value if report else None,
-                recovered=heads[choice.source],
-                unread_sole_ackers=replication.unfenced_sole_ackers(forks.sole_ackers, heads),
-                right_ended_by=ended_by,
-                kept=self._kept(report.value if report else None),
-            )
-        )
+            ended_by = plan.value.right_ended_by or plan.value.authorized_at
+        known = report.value if report else None
+        return expected_loss(heads, forks, known, home=parts.region, right_ended_by=ended_by, kept=self._kept(known))
 
     def _kept(self, report: StreamReport | None) -> set[str]:
         tails = report.unreplicated if report else ()
@@ -198,25 +204,24 @@ class Opening:
         problem = loss_is_approved(record, loss)
         if problem is None:
             return plan
-        if record.state is State.CATCHING_UP:
-            plan = await parts.book.transition(
+        amended = approvable(record, parts.book.plan_ttl_seconds)
+        approvals = await parts.book.approvals(record.plan.id)
+        judged = parts.book.judge(amended, [found.value for found in approvals], minimum_left_seconds=2 * parts.ttl_seconds)
+        if record.state is State.CATCHING_UP or self._outdated(amended, loss) or judged.refused_by:
+            # Asked anew, under another digest: with the loss as it is now, and with time left to sign.
+            await parts.book.transition(
                 plan,
                 Event.LOSS_EXCEEDED,
                 f"holding: {problem}",
                 compare=[self._tenure.guard],
                 change=lambda after: replace(after, final_loss=loss),
             )
+            self._paged = False
             await self._page(f"plan {record.plan.id} holds: the loss is worse than approved", problem)
-        return await self._greater_loss_approved(plan, problem)
-
-    async def _greater_loss_approved(self, plan: Seen[PlanRecord], problem: str) -> Seen[PlanRecord]:
-        parts = self._parts
-        amended = approvable(plan.value, self._parts.book.plan_ttl_seconds)
-        approvals = await parts.book.approvals(plan.value.plan.id)
-        judged = parts.book.judge(amended, [found.value for found in approvals])
+            raise Unavailable(f"holding: {problem}", hint=f"drctl plan show {record.plan.id}, or bring the store back")
         if not judged.open:
             raise Unavailable(
-                f"holding: {problem}; {judged.sentence}", hint=f"drctl approve {plan.value.plan.id}, or bring the store back"
+                f"holding: {problem}; {judged.sentence}", hint=f"drctl approve {record.plan.id}, or bring the store back"
             )
         return await parts.book.transition(
             plan,
@@ -225,6 +230,11 @@ class Opening:
             compare=[self._tenure.guard, *(Compare.modified(found.item.key, found.revision) for found in approvals)],
             change=lambda after: replace(after, plan=amended.plan, digest=amended.digest),
         )
+
+    def _outdated(self, amended: PlanRecord, loss: Loss) -> bool:
+        """Whether what people are asked to accept is over: the loss grew past it since, or its time is."""
+        plan = amended.plan
+        return plan.expires_at <= self._parts.clock.wall() or loss_is_approved(amended, loss) is not None
 
     async def _page(self, title: str, body: str) -> None:
         if self._paged:
@@ -241,8 +251,9 @@ class Opening:
         """The view must know everything that was acknowledged before it answers for it."""
         follower = self._parts.followers[self._tenure.fence.stream]
         store = self._parts.stores[self._parts.region]
+        follower.suspended = True  # from now on the view is ours: the standby's loop leaves it alone
         while True:
-            position = await follower.step()
+            position = await follower.step(forced=True)
             if position.seq >= tail.seq and not await warm(self._parts.view, store, WARM_BATCH):
                 return
             if not self._tenure.may_act():
@@ -294,6 +305,23 @@ class Opening:
             also=[Put(key, encode(opened)), Put(parts.keys.journal(entry.plan, "catch-up"), encode(entry))],
             change=lambda record: replace(record, final_loss=loss, epoch=fence.epoch),
         )
+
+
+def etcd_forgot(heads: Mapping[str, Head], forks: tuple[EpochStart, ...]) -> str | None:
+    """Why etcd does not know the newest history (it was lost, or restored from an older snapshot), or None.
+
+    An epoch writes only after its fork was recorded. So a store whose last segment is of an epoch above every recorded fork
+    knows a history that etcd forgot; choosing by the recorded forks would cut it off. The epoch floor alone does not tell:
+    an instance that saw no such store may have been given the forgotten epochs anew.
+    """
+    newest = max((start.epoch for start in forks), default=0)
+    for region, head in sorted(heads.items()):
+        if head.last_epoch > newest:
+            return (
+                f"the store of {region} knows epoch {head.last_epoch}, the newest fork in etcd is of epoch {newest}: etcd was "
+                f"lost or restored from an old snapshot"
+            )
+    return None
 
 
 def _said(loss: Loss, planned: bool) -> str:

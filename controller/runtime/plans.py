@@ -7,14 +7,14 @@ may become is in ``domain.promotion``; who may let it run is in ``domain.approva
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from controller.domain import plan as planning
 from controller.domain.approval import APPROVE, Approval, Gate, gate, statement
 from controller.domain.plan import Evidence, Loss, Plan, PlanKind, digest
 from controller.domain.promotion import BEFORE_AUTHORIZE, Event, PlanRecord, State, move
-from controller.errors import ApprovalRequired, Conflict, Misconfigured, NotFound, OutcomeUnknown, Refused
+from controller.errors import ApprovalRequired, Conflict, Corrupt, Misconfigured, NotFound, OutcomeUnknown, Refused
 from controller.ports import Clock, Compare, Coordinator, Identity, Operation, Put
 from controller.runtime.audit import Audit
 from controller.runtime.documents import Keys, Seen, decode, encode, read, read_all
@@ -63,6 +63,8 @@ class PlanBook:
         self._instance = instance
         self._new_id = new_id
         self._decoded: dict[str, Seen[PlanRecord]] = {}
+        self.unreadable: Mapping[str, str] = {}
+        """Keys of plans that could not be decoded at the last look, with the reasons."""
 
     @property
     def plan_ttl_seconds(self) -> float:
@@ -155,12 +157,16 @@ class PlanBook:
 
     async def all(self) -> tuple[Seen[PlanRecord], ...]:
         """All plans, oldest first. Decodes only what changed since the last look: loops call this at every tick."""
-        found = {}
+        found: dict[str, Seen[PlanRecord]] = {}
+        unreadable: dict[str, str] = {}
         for item in await self._coordinator.list(self._keys.plans):
             known = self._decoded.get(item.key)
             fresh = known is not None and known.revision == item.mod_revision
-            found[item.key] = known if known and fresh else Seen(decode(PlanRecord, item.value, where=item.key), item)
-        self._decoded = found
+            try:
+                found[item.key] = known if known and fresh else Seen(decode(PlanRecord, item.value, where=item.key), item)
+            except Corrupt as error:  # another version's, or edited by hand: it must not stop the other plans
+                unreadable[item.key] = error.message
+        self._decoded, self.unreadable = found, unreadable
         return tuple(sorted(found.values(), key=lambda seen: seen.value.plan.created_at))
 
     async def approvals(self, plan_id: str) -> tuple[Seen[Approval], ...]:

@@ -3,6 +3,10 @@
 Run by the instance that holds the new epoch, once the stream is open. Every step is idempotent, guarded by the holder key
 and journaled before and after, so that the next holder goes on where a dead one stopped. The order matters: fence first,
 route last.
+
+What stops a step (a record in the zone that is not ours, a name server that does not answer) never ends the tenure: the region
+serves all the while. People are told, once for each reason, and the step is tried again. Only ``FenceLost`` is passed on to
+end it.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from controller.domain.model import Head, Kind
-from controller.domain.plan import canonical
+from controller.domain.plan import Plan, canonical
 from controller.domain.promotion import STEP_OF, Event, PlanRecord, State
 from controller.errors import Conflict, DrError, FenceLost, Unavailable
 from controller.ports import Answer, Clock, Coordinator, Page, Pager, Put, Resolver, Traffic
@@ -24,6 +28,15 @@ from controller.stream.view import View
 
 ROUTE_ATTEMPTS = 5
 POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 30.0
+"""How long a step may be kept from going on by what usually passes (a store or a zone that does not answer), unpaged."""
+PAGES_AT_MOST = 50
+"""Different reasons that people are told about in one tenure: a reason with a number in it must not page for ever."""
+TTL_AT_MOST_SECONDS = 3600
+"""Longest time that a stale answer of a name server is waited for, whatever TTL it claims."""
+EPOCH_DIGITS = 20
+DENIALS = ("NXDOMAIN", "NODATA")
+"""Errors by which a server does answer: that the name, or the record, does not exist. All others say nothing."""
 
 
 class Fleet(Protocol):
@@ -64,10 +77,46 @@ class Promotion:
     close_incidents: Callable[[str], Awaitable[None]]
     changes: dict[str, str] = field(default_factory=dict)
     """plan → id of the DNS change that this instance made, to ask whether it is in sync."""
+    since: dict[str, float] = field(default_factory=dict)
+    """plan and step → our monotonic time at which this instance first tried it."""
+    told: set[str] = field(default_factory=set)
+    """What people were told of."""
 
     async def step(self, seen: Seen[PlanRecord]) -> str:
-        """Does the step that the plan's state asks for and moves it on. Raises Unavailable to be called again later,
-        FenceLost when somebody newer exists."""
+        """Does the step that the plan's state asks for and moves it on.
+
+        Raises FenceLost when somebody newer exists. Any other DrError: call again later; people were told of it, if it is none
+        that passes by itself or if it has lasted.
+        """
+        plan, name = seen.value.plan.id, STEP_OF[seen.value.state]
+        since = self.since.setdefault(f"{plan}/{name}", self.clock.monotonic())
+        try:
+            return await self._step(seen)
+        except FenceLost:
+            raise
+        except DrError as error:
+            lasting = self.clock.monotonic() - since > PATIENCE_SECONDS
+            if not isinstance(error, (Unavailable, Conflict)):
+                await self.page_once(f"plan {plan}, step {name}: {error.message}. {error.hint}")
+            elif lasting and seen.value.state is not State.CONFIRMING:  # that step has a patience of its own
+                long = f"plan {plan}: step {name} has not gone on for {PATIENCE_SECONDS:.0f} s"
+                await self.page_once(long, f"{error.message}. {error.hint}")
+            raise
+
+    async def page_once(self, text: str, more: str = "") -> None:
+        """Tells people, once per ``text`` (``more`` is added to it), unless something that they were told contains it. When
+        nobody is reached, the next call tries again."""
+        if len(self.told) >= PAGES_AT_MOST or any(text in known for known in self.told):
+            return
+        title = f"the promotion of {self.tenure.fence.region} waits"
+        body = f"{text}: {more}" if more else text
+        try:
+            await self.pager.page(Page(f"promotion-{self.tenure.fence.epoch}", "critical", title, body, "region-failover"))
+        except DrError:
+            return
+        self.told.add(text)
+
+    async def _step(self, seen: Seen[PlanRecord]) -> str:
         act, event = {
             State.VERIFYING: (self._verify, Event.VERIFIED),
             State.RESUMING: (self._resume, Event.RESUMED),
@@ -137,32 +186,83 @@ class Promotion:
         )
 
     async def _confirm(self, record: PlanRecord) -> tuple[str, Mapping[str, object]]:
-        """Seen from outside: every configured server gives the target's addresses and our epoch. Never only the API."""
-        if record.plan.id not in self.changes:
-            # A predecessor routed, under an epoch below ours: bring the zone up to ours first, or it is never confirmed.
-            await self._route(record)
-        target = frozenset(self.policy.addresses[record.plan.target])
-        deadline = self.clock.monotonic() + self.policy.confirm_timeout_seconds
+        """Seen from outside: the configured servers give the target's addresses and our epoch. Never only the API.
+
+        - All do, and the provider says that its own servers have the change: confirmed.
+        - A server gives a *wrong* answer (another address, a smaller epoch, "no such name"): never confirmed. Old answers may
+          live in caches for a TTL, so people are told after ``confirm_timeout_seconds`` and the TTL of those answers, and the
+          asking goes on.
+        - A server says *nothing* (no answer in time, a failure of its own): it may be as dead as the region that was left.
+          After ``confirm_timeout_seconds`` the step ends without it, when at least one server confirms, none is wrong, and the
+          provider has the change or cannot be asked; the sentence and a page name what is unconfirmed.
+
+        The time counts from this instance's first look. Raises Unavailable while there is something to wait for.
+        """
+        plan = record.plan
+        began = self.since.setdefault(f"{plan.id}/confirm", self.clock.monotonic())
         while True:
-            change = self.changes.get(record.plan.id)
-            synced = change is None or await self.traffic.in_sync(change)
-            addresses = await self.resolver.ask(self.policy.name, "A")
-            epochs = await self.resolver.ask(f"_dr-epoch.{self.policy.name}", "TXT")
-            wrong = [_why(answer, target) for answer in addresses if not answer.values or not target.issuperset(answer.values)]
-            wrong += [_why(answer, {str(self.tenure.fence.epoch)}) for answer in epochs if not self._raised(answer)]
-            if synced and addresses and epochs and not wrong:
-                return f"{len(addresses)} name servers answer with {record.plan.target}", {
-                    "servers": [a.server for a in addresses]
-                }
-            if self.clock.monotonic() > deadline:
+            if plan.id not in self.changes:
+                # A predecessor routed, under an epoch below ours: bring the zone up to ours first, or it is never confirmed.
+                try:
+                    await self._route(record)
+                except (Unavailable, Conflict) as error:
+                    if self.clock.monotonic() - began > self.policy.confirm_timeout_seconds:
+                        await self.page_once(f"plan {plan.id} is not confirmed from outside", error.message)
+                    raise
+            seen = await self._look(plan.id, frozenset(self.policy.addresses[plan.target]))
+            if seen.confirmed and not seen.wrong and not seen.silent and seen.synced is True:
+                return f"{len(seen.confirmed)} name servers answer with {plan.target}", {"servers": list(seen.confirmed)}
+            waited = self.clock.monotonic() - began - self.policy.confirm_timeout_seconds
+            if waited > 0:
+                if seen.confirmed and not seen.wrong and seen.synced is not False:
+                    return await self._without_the_silent(plan, seen)
+                if waited > seen.wrong_ttl_seconds:
+                    await self.page_once(f"plan {plan.id} is not confirmed from outside", seen.sentence)
                 raise Unavailable(
-                    "not confirmed from outside yet: " + ("; ".join(wrong) or "the change is pending"),
+                    f"not confirmed from outside yet: {seen.sentence}",
                     hint="the promotion goes on asking; look at the name servers",
                 )
             await self.clock.sleep(POLL_SECONDS)
 
+    async def _look(self, plan: str, target: frozenset[str]) -> _SeenOutside:
+        """One question to everybody. The provider's word is None when it cannot be had."""
+        synced: bool | None
+        try:
+            synced = await self.traffic.in_sync(self.changes[plan])
+        except FenceLost:
+            raise
+        except DrError:
+            synced = None
+        addresses = await self.resolver.ask(self.policy.name, "A")
+        epochs = await self.resolver.ask(f"_dr-epoch.{self.policy.name}", "TXT")
+        good: dict[str, bool] = {}
+        wrong: list[str] = []
+        silent: dict[str, str] = {}
+        ttl_seconds = 0
+        right = [(answer, target.issuperset(answer.values), target) for answer in addresses]
+        right += [(answer, self._raised(answer), frozenset({str(self.tenure.fence.epoch)})) for answer in epochs]
+        for answer, as_wanted, wanted in right:
+            if answer.values and as_wanted:
+                good.setdefault(answer.server, True)
+                continue
+            good[answer.server] = False
+            if answer.values or answer.error in DENIALS:
+                wrong.append(_why(answer, wanted))
+                ttl_seconds = max(ttl_seconds, min(answer.ttl_seconds, TTL_AT_MOST_SECONDS))
+            else:
+                silent[answer.server] = answer.error or "nothing"
+        asked_both = {answer.server for answer in addresses} & {answer.server for answer in epochs}
+        confirmed = tuple(sorted(server for server, fine in good.items() if fine and server in asked_both))
+        return _SeenOutside(confirmed, tuple(wrong), silent, synced, ttl_seconds)
+
+    async def _without_the_silent(self, plan: Plan, seen: _SeenOutside) -> tuple[str, Mapping[str, object]]:
+        """The step's end without the servers that say nothing, or without the provider's word."""
+        sentence = f"{len(seen.confirmed)} name servers answer with {plan.target}; {seen.sentence}"
+        await self.page_once(f"plan {plan.id}: {sentence}")
+        return sentence, {"servers": list(seen.confirmed), "unconfirmed": dict(seen.silent), "synced": seen.synced is True}
+
     def _raised(self, answer: Answer) -> bool:
-        return any(value.strip().isdigit() and int(value) >= self.tenure.fence.epoch for value in answer.values)
+        return any(_epoch(value) >= self.tenure.fence.epoch for value in answer.values)
 
     async def _report(self, record: PlanRecord) -> tuple[str, Mapping[str, object]]:
         """RTO by phase and the loss, from the journal; people are told."""
@@ -188,6 +288,38 @@ class Promotion:
         except DrError as error:
             data["page"] = f"nobody was reached: {error.message}"
         return sentence, data
+
+
+@dataclass(frozen=True, slots=True)
+class _SeenOutside:
+    """What the name servers said. ``confirmed``: those that give what we want in both answers."""
+
+    confirmed: tuple[str, ...]
+    wrong: tuple[str, ...]
+    silent: Mapping[str, str]
+    """Server → what came instead of an answer."""
+    synced: bool | None
+    """Whether the provider's own servers have the change; None: it could not be asked."""
+    wrong_ttl_seconds: int
+
+    @property
+    def sentence(self) -> str:
+        """What is missing."""
+        parts = list(self.wrong)
+        if self.silent:
+            parts.append("unconfirmed: " + ", ".join(f"{server} ({why})" for server, why in sorted(self.silent.items())))
+        if self.synced is None:
+            parts.append("whether the provider's own servers have the change is unknown: it could not be asked")
+        elif not self.synced:
+            parts.append("the change is pending at the provider")
+        return "; ".join(parts) or "no name server was asked"
+
+
+def _epoch(text: str) -> int:
+    """The epoch in a TXT record; -1 for what is none. Bounded: anybody may have written it."""
+    digits = text.strip()
+    good = digits.isascii() and digits.isdecimal() and len(digits) <= EPOCH_DIGITS
+    return int(digits) if good else -1
 
 
 def _weights(weights: Mapping[str, int]) -> str:

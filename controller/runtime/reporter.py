@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from controller.domain import lag
-from controller.domain.model import Forks, Kind, Member, RegionLag, StreamReport, Unknown
+from controller.domain import lag, replication
+from controller.domain.model import EpochStart, Forks, Kind, Member, Position, RegionLag, StreamReport, Unknown
 from controller.errors import Conflict
 from controller.ports import Clock, Compare, Coordinator, Put
 from controller.runtime.documents import Keys, encode, read
@@ -26,6 +27,13 @@ class ReportPolicy:
     report_seconds: float
     canary_seconds: float
     brownout_seconds: float
+    follow_seconds: float
+    """How often a standby asks its region's store for news."""
+
+    @property
+    def verified_seconds(self) -> float:
+        """How old a follower's last successful step may be: several of its rounds, and never less than a slow one takes."""
+        return max(5.0, 10 * self.follow_seconds)
 
 
 class Reporter:
@@ -49,6 +57,7 @@ class Reporter:
         self._policy = policy
         self._home = home
         self._began = clock.wall()
+        self._verified_at: dict[str, float] = {}
         self._within_since: dict[str, float] = {}
         self._next_canary = 0.0
 
@@ -56,17 +65,13 @@ class Reporter:
         """The report as of now. ``members``: live controllers, whose followers' positions tell what was verified."""
         writer, now = self._writer, self._writer.now()
         stream = writer.fence.stream
-        verified: dict[str, int] = {}
-        for member in members:
-            position = member.positions.get(stream)
-            if position is not None:
-                verified[member.region] = max(position.seq, verified.get(member.region, 0))
+        verified = self._verified(members, stream)
         backlogs = {region: writer.backlog(region) for region in writer.pumps}
         regions = []
         for region, backlog in backlogs.items():
             if region == self._home:
                 continue
-            checked = lag.verified_by_region(verified, region, self._began)
+            checked = lag.verified_by_region(verified, region, self._verified_at.get(region, self._began))
             if backlog is None:
                 gone = Unknown(self._began, f"the store of {region} was never reached in epoch {writer.fence.epoch}")
                 regions.append(RegionLag(region, gone, gone, gone, gone, gone, checked))
@@ -89,6 +94,24 @@ class Reporter:
             exposure_records=records,
             unreplicated=writer.unreplicated(),
         ))  # fmt: skip
+
+    def _verified(self, members: Sequence[Member], stream: str) -> dict[str, int]:
+        """How far the followers of each region have read back *our* history, as of a moment ago.
+
+        A follower that has not been able to read for a while says what it once verified, and one that stands on another
+        history verified something else: neither proves that this region could take over now. The age of a position is
+        measured between two stamps of the member's own clock, since clocks of machines differ.
+        """
+        found: dict[str, int] = {}
+        for member in members:
+            position = member.positions.get(stream)
+            if position is None or member.at - position.at > self._policy.verified_seconds:
+                continue
+            seq = common_seq(self._writer.starts, self._writer.seq, position)
+            if seq is not None:
+                found[member.region] = max(seq, found.get(member.region, 0))
+        self._verified_at.update(dict.fromkeys(found, self._clock.wall()))
+        return found
 
     def _with_protection(self, report: StreamReport) -> StreamReport:
         """Adds which regions could take over within the RPO, and have been able to for the settling time."""
@@ -159,3 +182,18 @@ class Reporter:
             raise Conflict("the holder key is not ours any more", hint="step down")
         self._writer.sole_ackers = sole_ackers
         self._writer.wait_settled()
+
+
+def common_seq(starts: tuple[EpochStart, ...], last: int, position: Position) -> int | None:
+    """The last segment that a follower at ``position`` certainly has in common with the history of ``starts``, which has
+    ``last`` segments; None: nothing is certain.
+
+    Equal epochs at a seq mean an equal history up to it (log matching). A copy that goes on in an epoch after our history
+    left it has in common with us what that epoch owns in ours.
+    """
+    if replication.owner(starts, position.seq) == position.epoch:
+        return position.seq if position.seq <= last else None
+    for start, following in pairwise(starts):
+        if start.epoch == position.epoch and following.first_seq <= position.seq:
+            return following.first_seq - 1
+    return None

@@ -60,6 +60,13 @@ class Incident:
     plan: str = ""
     """The plan that was proposed for it."""
     closed_at: float = 0.0
+    region: str = ""
+    """The region that it is about."""
+    paged_at: float = 0.0
+    """When people were told last; 0 = nobody was reached yet."""
+    paged_plan: str = ""
+    """The plan that they were told of then."""
+    paged_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

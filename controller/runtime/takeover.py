@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from controller.domain.model import Authority, Barrier, Holder
 from controller.domain.plan import Evidence, drift
-from controller.domain.promotion import Event, PlanRecord, State
+from controller.domain.promotion import Event, PlanRecord, State, move
 from controller.errors import Conflict, OutcomeUnknown, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Put
 from controller.runtime.documents import Keys, Seen, encode, read, read_all
@@ -81,7 +81,7 @@ class Takeover:
         if changed is not None:
             await self._book.transition(seen, Event.DRIFTED, f"the evidence drifted: {changed}")
             return f"plan {plan.id} is void: {changed}"
-        compares, problem = await self._approved(record)
+        compares, _, problem = await self._approved(record)
         if problem:
             return problem
         authority = coordination.authority
@@ -102,13 +102,14 @@ class Takeover:
         )
         return f"plan {plan.id}: the barrier stands"
 
-    async def _approved(self, record: PlanRecord) -> tuple[list[Compare], str]:
-        """Conditions that pin the approvals that were judged, or why the gate is closed. Two TTLs must be left of each."""
+    async def _approved(self, record: PlanRecord) -> tuple[list[Compare], tuple[str, ...], str]:
+        """Conditions that pin the approvals that were judged and whose they are, or why the gate is closed. Two TTLs must be
+        left of each."""
         approvals = await self._book.approvals(record.plan.id)
         judged = self._book.judge(record, [seen.value for seen in approvals], minimum_left_seconds=2 * self._policy.ttl_seconds)
         if not judged.open:
-            return [], judged.sentence
-        return [Compare.modified(seen.item.key, seen.revision) for seen in approvals], ""
+            return [], (), judged.sentence
+        return [Compare.modified(seen.item.key, seen.revision) for seen in approvals], judged.valid, ""
 
     # ----------------------------------------------------------------------------------------------------- quiesce
 
@@ -119,6 +120,10 @@ class Takeover:
         holders = await read_all(self._coordinator, self._keys.holders, Holder)
         # Our own monotonic clock, from when we first saw the barrier: a wall clock that jumps must not shorten the wait.
         waited = self._clock.monotonic() - self._barrier_seen.setdefault(plan.id, self._clock.monotonic())
+        if not holders and plan.kind.planned and not await self._drained(plan.id):
+            reason = "the old holder is gone and did not drain: nothing says that every region has everything; plan a failover"
+            await self._book.transition(seen, Event.ABORTED, reason)
+            return f"plan {plan.id} aborted: {reason}"
         if not holders:
             entry = self._entry(plan.id, "quiesce", record.updated_at, self._clock.wall(), "nobody holds a stream")
             authorize = self._entry(plan.id, "authorize", self._clock.wall(), 0.0, "about to move the authority")
@@ -138,13 +143,20 @@ class Takeover:
                 await self._book.transition(seen, Event.ABORTED, reason)
                 return f"plan {plan.id} aborted: {reason}"
             return f"plan {plan.id}: waiting for {holders[0].value.instance} to drain ({waited:.0f} s)"
-        if waited > self._policy.ttl_seconds:
+        if waited > max(self._policy.ttl_seconds, *(holder.value.ttl_seconds for holder in holders)):
             # The barrier was set more than one TTL ago, and no heartbeat that began after it extended the right: it has run
             # out by the holder's own clock, so revoking takes nothing from anybody.
             for holder in holders:
                 await self._coordinator.revoke(holder.item.lease)
             return f"plan {plan.id}: revoked the lease of {holders[0].value.instance}"
         return f"plan {plan.id}: the right of {holders[0].value.instance} runs out ({waited:.0f} s)"
+
+    async def _drained(self, plan_id: str) -> bool:
+        """Whether the holder of every stream proved, under its own fence, that it drained for this plan."""
+        for stream in self._streams:
+            if await self._coordinator.get(self._keys.drained(plan_id, stream)) is None:
+                return False
+        return True
 
     async def _barrier(self, plan_id: str) -> Seen[Authority]:
         """The authority, whose barrier must be this plan's. Raises Conflict otherwise: somebody cleared it."""
@@ -188,17 +200,16 @@ class Takeover:
             raise Conflict(
                 f"{coordination.holders[0].instance} holds a stream again", hint="this must not happen; see the audit"
             )
-        compares, problem = await self._approved(record)
+        compares, valid, problem = await self._approved(record)
         if problem:
             await self._book.transition(seen, Event.ABORTED, f"approvals no longer suffice: {problem}")
             return f"plan {plan.id} aborted: {problem}"
         authority = await self._barrier(plan.id)
-        approvals = await self._book.approvals(plan.id)
-        valid = self._book.judge(record, [found.value for found in approvals]).valid
         now = self._clock.wall()
         moved = replace(authority.value, region=plan.target, plan=plan.id, barrier=None)
-        quiesce = await self._entry_of(plan.id, "authorize")
-        done = replace(quiesce, finished_at=now, instance=self._instance, sentence=f"authority moved to {plan.target}")
+        entry = await self._entry_of(plan.id, "authorize")
+        done = replace(entry, finished_at=now, instance=self._instance, sentence=f"authority moved to {plan.target}")
+        older, superseding = await self._superseded(authority.value.plan, plan.id, now)
         try:
             await self._book.transition(
                 seen,
@@ -209,22 +220,34 @@ class Takeover:
                     Compare.modified(self._keys.authority, authority.revision),
                     *(Compare.absent(self._keys.holder(stream)) for stream in self._streams),
                     *compares,
+                    *older,
                 ],
                 also=[
                     Put(self._keys.authority, encode(moved)),
                     Put(self._keys.journal(plan.id, "authorize"), encode(done)),
+                    *superseding,
                 ],
                 detail={
                     "approvers": list(valid),
                     "from": plan.source,
                     "to": plan.target,
-                    "loss": record.plan.evidence.loss.records,
+                    "loss": plan.evidence.loss.records,
                 },
-                change=lambda after: replace(after, approvers=valid, authorized_at=now),
+                change=lambda after: replace(
+                    after, approvers=valid, authorized_at=now, right_ended_by=evidence.right_ended_by
+                ),
             )
         except OutcomeUnknown:
             return f"plan {plan.id}: the outcome of the authorising transaction is unknown; looking again"
         return f"plan {plan.id}: the authority is with {plan.target}"
+
+    async def _superseded(self, older: str | None, newer: str, now: float) -> tuple[list[Compare], list[Put]]:
+        """Ends the plan that moved the authority before, if it is still on its way: nobody will carry it on."""
+        found = await read(self._coordinator, self._keys.plan(older), PlanRecord) if older and older != newer else None
+        if found is None or found.value.ended:
+            return [], []
+        ended = move(found.value, Event.SUPERSEDED, at=now, reason=f"plan {newer} moved the authority on")
+        return [Compare.modified(found.item.key, found.revision)], [Put(found.item.key, encode(ended))]
 
     # ----------------------------------------------------------------------------------------------------- journal
 
@@ -241,14 +264,23 @@ async def overtaken(coordinator: Coordinator, keys: Keys, book: PlanBook, seen: 
     """Makes a waiting plan void whose authority is over: it can never run, and should not wait to be approved. Any controller
     may do this; the transaction compares the authority that it was judged by. Returns whether it did."""
     authority = await read(coordinator, keys.authority, Authority)
+    if authority is None or not is_overtaken(seen.value, authority.value):
+        return False
     then = seen.value.plan.evidence
-    if authority is None or seen.value.state is not State.AWAITING_APPROVAL:
-        return False
-    if (authority.value.region, authority.value.epoch) == (then.authority_region, then.authority_epoch):
-        return False
     reason = f"it was made under epoch {then.authority_epoch} of {then.authority_region}, which is over"
     await book.transition(seen, Event.DRIFTED, reason, compare=[Compare.modified(keys.authority, authority.revision)])
     return True
+
+
+def is_overtaken(record: PlanRecord, authority: Authority) -> bool:
+    """Whether a waiting plan was made under an authority that is over. A failover survives new epochs of the same region: a
+    region that flaps must not make every plan to leave it void (``domain.plan.drift`` looks closer when it starts)."""
+    then = record.plan.evidence
+    if record.state is not State.AWAITING_APPROVAL:
+        return False
+    if authority.region != then.authority_region:
+        return True
+    return record.plan.kind.planned and authority.epoch != then.authority_epoch
 
 
 async def sweep_barrier(coordinator: Coordinator, keys: Keys, book: PlanBook, now: float) -> str | None:

@@ -138,9 +138,12 @@ async def acquire(
         return reason
     assert authority is not None
     asked_at = clock.monotonic()
-    held = await coordinator.grant(ttl_seconds)
+    granted = await coordinator.grant(ttl_seconds)
+    # etcd may grant more than was asked for. The right is counted with the smaller of the two, because everybody else waits
+    # for what the holder key says.
+    held = replace(granted, ttl_seconds=min(granted.ttl_seconds, ttl_seconds))
     epoch = authority.value.epoch + 1
-    holder = Holder(stream, region, instance, epoch, address, clock.wall())
+    holder = Holder(stream, region, instance, epoch, address, clock.wall(), held.ttl_seconds)
     key = keys.holder(stream)
     try:
         result = await coordinator.txn(

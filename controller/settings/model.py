@@ -64,7 +64,7 @@ class RegionSettings(Section):
 class StreamSettings(Section):
     """Segments and how they travel."""
 
-    streams: Count = Field(1, le=1024, description="number of streams of the group; fixed when the group is founded")
+    streams: Count = Field(1, le=1024, description="number of streams of the group; only 1 is built yet")
     prefix: values.ObjectPrefix = Field("dr", description="object keys of all groups begin with this path")
     copies: Count = Field(1, description="region stores that must hold a record before it is acknowledged")
     flush_seconds: Seconds = Field(0.02, le=10, description="a segment closes at the latest this long after its first record")
@@ -83,7 +83,7 @@ class RpoSettings(Section):
     """How much may be lost."""
 
     seconds: Seconds = Field(5.0, description="recovery point objective: acknowledged work that the loss of a region may cost")
-    policy: Literal["alert", "enforce"] = Field("alert", description="at the objective: page, or stop acknowledging")
+    policy: Literal["alert", "enforce"] = Field("alert", description="at the objective: only alert is built yet")
     settle_seconds: SecondsOrZero = Field(10.0, description="a region is protected after it kept the objective for this long")
     report_seconds: Seconds = Field(1.0, description="time between two reports of the holder to etcd")
 

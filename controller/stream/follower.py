@@ -35,21 +35,30 @@ class Follower:
         self._clock = clock
         self._group = group
         self._cold = True
+        self._one = asyncio.Lock()
+        self.suspended = False
+        """Set while this instance writes the stream itself."""
 
-    async def step(self, budget: int = 64) -> Position:
+    async def step(self, budget: int = 64, *, forced: bool = False) -> Position:
         """Indexes at most ``budget`` segments. Returns where the copy stands then. Raises Unavailable (the store does not
-        answer; what was indexed stays indexed) and Corrupt naming the segment (the position stays before it)."""
-        head = await self._store.read_head(self._stream)
-        try:
-            await self._align(head)
-            await self._read(head, budget)
-            if self._view.position(self._stream)[0] == head.seq:
-                self._view.forget(self._stream, head.base, head.base_chain)
-        except Conflict:
-            pass  # somebody else moved the view meanwhile (this instance became active): the next round reads it anew
-        if self._cold:
-            self._cold = await warm(self._view, self._store, budget)
-        return self.position()
+        answer; what was indexed stays indexed) and Corrupt naming the segment (the position stays before it).
+
+        One step at a time. While ``suspended`` only a ``forced`` step does anything: the view belongs to a writer, or to who
+        is about to become one, and a step that was under way must not index what it read before."""
+        async with self._one:
+            if self.suspended and not forced:
+                return self.position()
+            head = await self._store.read_head(self._stream)
+            try:
+                await self._align(head)
+                await self._read(head, budget)
+                if self._view.position(self._stream)[0] == head.seq:
+                    self._view.forget(self._stream, head.base, head.base_chain)
+            except Conflict:
+                pass  # somebody else moved the view meanwhile (this instance became active): the next round reads it anew
+            if self._cold:
+                self._cold = await warm(self._view, self._store, budget)
+            return self.position()
 
     def position(self) -> Position:
         """Where the copy stands now."""

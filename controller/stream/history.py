@@ -7,7 +7,6 @@ so it may be repeated after any error, also by another instance with a newer epo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +42,9 @@ async def fence_stores(
     async def one(store: RegionStore) -> Head | str:
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await store.fence(fence)
+                head = await store.fence(fence)
+            problem = replication.head_problem(head)
+            return head if problem is None else f"its head is damaged: {problem}"
         except FenceLost:
             raise
         except TimeoutError:
@@ -63,7 +64,10 @@ async def fence_stores(
 async def read_segment(store: RegionStore, ref: SegmentRef) -> tuple[Segment, bytes]:
     """One segment, checked against its name. Raises NotFound, Unavailable, Corrupt."""
     data = await store.get_segment(ref)
-    segment = decode_segment(data)
+    try:
+        segment = decode_segment(data)
+    except Corrupt as error:
+        raise Corrupt(f"object {ref.key} in {store.region}: {error.message}", hint=f"drctl verify {store.region}") from error
     header = segment.header
     if (header.stream, header.seq, header.epoch) != (ref.stream, ref.seq, ref.epoch):
         raise Corrupt(
@@ -117,12 +121,19 @@ async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, fork
 
 async def _count(store: RegionStore, head: Head, keep: int) -> tuple[int, int]:
     """Records and bytes in the segments of ``head`` above ``keep``. A damaged one counts nothing: it must not stop the cut."""
-    records = size = 0
-    for seq in range(keep + 1, head.seq + 1):
-        with contextlib.suppress(NotFound, Corrupt):
+
+    async def one(seq: int) -> tuple[int, int]:
+        try:
             segment, data = await read_segment(store, SegmentRef(head.stream, seq, head.owner(seq)))
-            records += len(segment.frames)
-            size += len(data)
+        except (NotFound, Corrupt):
+            return 0, 0
+        return len(segment.frames), len(data)
+
+    records = size = 0
+    for first in range(keep + 1, head.seq + 1, COPY_BATCH):
+        counts = await asyncio.gather(*(one(seq) for seq in range(first, min(first + COPY_BATCH, head.seq + 1))))
+        records += sum(count for count, _ in counts)
+        size += sum(count for _, count in counts)
     return records, size
 
 
@@ -178,14 +189,50 @@ async def bring_home(
             f"the store of {home} is not fenced and an epoch opens on its own region's store",
             hint=f"look at the store of {home}, or plan a failover to a region whose store answers",
         )
-    source = stores[choice.source]
     head = await cut_back(stores[home], fence, heads[home], choice.length, forks)
-    goal = Tail(choice.length, await chain_at(source, fence.stream, choice.starts, choice.length), choice.starts)
+    sources = sorted((a for a in choice.alignments if a.keep == choice.length), key=lambda a: a.region != choice.source)
+    chain = await _chain_of(stores, heads, fence, choice, [found.region for found in sources])
+    goal = Tail(choice.length, chain, choice.starts)
     while head.seq < goal.seq:
-        head = await copy_missing(source, stores[home], fence, head, goal)
+        head = await _from_any([stores[found.region] for found in sources], stores[home], fence, head, goal)
     if head.chain != goal.chain:
         raise Corrupt(
             f"the stores of {home} and {choice.source} hold different histories under the same epochs at segment {goal.seq}",
             hint=f"drctl verify {home}; drctl verify {choice.source}",
         )
     return head, goal
+
+
+async def _chain_of(
+    stores: Mapping[str, RegionStore],
+    heads: Mapping[str, Head],
+    fence: Fence,
+    choice: replication.Choice,
+    having: Sequence[str],
+) -> str:
+    """Chain at the end of the chosen history: from a head that ends there, else from the last segment in any store that has it."""
+    for region in having:
+        if heads[region].seq == choice.length:
+            return heads[region].chain
+    failed: DrError | None = None
+    for region in having:
+        try:
+            return await chain_at(stores[region], fence.stream, choice.starts, choice.length)
+        except DrError as error:
+            failed = failed or error
+    raise failed or Unavailable("no fenced store has the chosen history")
+
+
+async def _from_any(sources: Sequence[RegionStore], target: RegionStore, fence: Fence, head: Head, goal: Tail) -> Head:
+    """Copies from the first source that can give what is missing: one damaged copy must not stop a promotion."""
+    failed: DrError | None = None
+    for source in sources:
+        if source.region == target.region:
+            continue
+        try:
+            return await copy_missing(source, target, fence, head, goal)
+        except FenceLost:
+            raise
+        except (NotFound, Corrupt, Unavailable) as error:
+            failed = failed or error
+    raise failed or Unavailable(f"no other store has segment {head.seq + 1}", hint="bring another region's store back")

@@ -307,6 +307,8 @@ class StreamWriter:
                 if repeated:
                     self._wait_for(seq, waiter)
                 copies = await waiter.result
+            if self.lost or not self._may_act():  # looked at again on the way out: we may have been paused since the commit
+                raise _not_acknowledged(self.lost or "the right to act ran out")
         except TimeoutError:
             error = OutcomeUnknown(
                 f"not committed in {waiter.copies} region stores within {self._limits.ack_timeout_seconds:g} s",
@@ -412,6 +414,9 @@ class StreamWriter:
         """Fences the store, cuts back what diverged, and checks that what is left is a prefix of our history."""
         store = self._stores[pump.region]
         head = await store.fence(self.fence)
+        problem = replication.head_problem(head)
+        if problem is not None:
+            raise Corrupt(f"the head in {pump.region} is damaged: {problem}", hint=f"drctl verify {pump.region}")
         head = await cut_back(store, self.fence, head, self._seq, self.starts)
         ours = self._chain_at(head.seq)
         if ours is not None and ours != head.chain:
@@ -500,14 +505,22 @@ class StreamWriter:
         while self._applied < min(seq, self._seq):
             built = self._log[self._applied + 1]
             try:
-                self._view.apply(built.segment, built.chain, built.ref, built.size)
-            except ColdBase:
-                for agent, base in self._view.missing(built.segment):
-                    self._lend(built.segment, agent, base)
-                self._view.apply(built.segment, built.chain, built.ref, built.size)
+                self._apply(built)
+            except DrError as error:
+                # Ours, not the store's (a full disk, say): whoever cannot index what it acknowledges must not go on holding.
+                self._lose(f"the view cannot be written: {error.message}")
+                raise _not_acknowledged(self.lost) from error
             self._applied += 1
             for frame in built.segment.frames:
                 self._pending.pop((frame.record.agent, frame.record.id), None)
+
+    def _apply(self, built: Built) -> None:
+        try:
+            self._view.apply(built.segment, built.chain, built.ref, built.size)
+        except ColdBase:
+            for agent, base in self._view.missing(built.segment):
+                self._lend(built.segment, agent, base)
+            self._view.apply(built.segment, built.chain, built.ref, built.size)
 
     def _lend(self, segment: Segment, agent: str, base: str) -> None:
         """Gives the view a base that newer records pushed out of its warm window since the delta was admitted."""
@@ -605,6 +618,12 @@ class StreamWriter:
                 known = tails.get(record.agent)
                 tails[record.agent] = AgentTail(record.agent, known.records + 1 if known else 1, record.id, record.received_at)
         return tuple(sorted(tails.values(), key=lambda tail: (-tail.records, tail.agent))[:limit])
+
+    def oldest_waiting_seconds(self) -> float:
+        """How long the oldest record has waited for its copies; 0 when none waits."""
+        oldest = [self._received_after(min(self._waiting) - 1)] if self._waiting else []
+        oldest += [frame.record.received_at for frame, _, _ in self._queue[:1]]
+        return max(0.0, self.now() - min(oldest)) if oldest else 0.0
 
     def home_silent_seconds(self) -> float:
         """How long the home store has been behind without an answer; 0 while it answers."""

@@ -46,7 +46,9 @@ class ScriptedModel(BaseChatModel):
         if len(results) < len(script):
             name, arguments = script[len(results)]
             answer = AIMessage(
-                "let me look", id=f"ask-{len(results)}", tool_calls=[{"name": name, "args": arguments, "id": f"call-{len(results)}"}]
+                "let me look",
+                id=f"ask-{len(results)}",
+                tool_calls=[{"name": name, "args": arguments, "id": f"call-{len(results)}"}],
             )
         else:
             answer = AIMessage(f"Seen: {'; '.join(map(str, results))}.", id="answer")
@@ -150,7 +152,9 @@ PLACES = ["assistant", "count_ships", "weigh", "draft", "after the human", "fini
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_graph_that_dies_with_its_region_goes_on_in_another_with_the_same_answer(served: ServedController, place: str) -> None:
+def test_a_graph_that_dies_with_its_region_goes_on_in_another_with_the_same_answer(
+    served: ServedController, place: str
+) -> None:
     """Its process can reach only its own region, and dies with it at ``place``. A new process in the next region resumes."""
     config = config_of(f"voyage/{place}")
     lost = threading.Event()
@@ -160,10 +164,14 @@ def test_a_graph_that_dies_with_its_region_goes_on_in_another_with_the_same_answ
             lost.set()
             served.lose_region("eu-west-1")
 
-    with Checkpoints(served.urls[:1], timeout_seconds=1.5) as client, pytest.raises(Unavailable):
-        graph = build(ReplicatedSaver(client, copies=2), at)
-        graph.invoke(QUESTION, config, durability="sync")  # no step begins before the one before it is safe
-        graph.invoke(Command(resume=APPROVAL), config, durability="sync")
+    def live() -> None:
+        with Checkpoints(served.urls[:1], timeout_seconds=1.5) as client:
+            graph = build(ReplicatedSaver(client, copies=2), at)
+            graph.invoke(QUESTION, config, durability="sync")  # no step begins before the one before it is safe
+            graph.invoke(Command(resume=APPROVAL), config, durability="sync")
+
+    with pytest.raises(Unavailable):
+        live()
     assert lost.is_set()
 
     assert served.fail_over(lost="eu-west-1") == "eu-central-1"

@@ -45,13 +45,16 @@ class ObjectPut:
 
 @dataclass(frozen=True)
 class Transaction:
-    """One applied transaction that wrote an authority, a fork, a plan or a holder key. ``at``: wall time when it was applied."""
+    """One applied transaction that wrote an authority, a fork, a plan or a holder key. ``at``: wall time of its application."""
 
     n: int
     at: float
     authority: tuple[Authority | None, Authority] | None = None
     forks: tuple[Forks | None, Forks] | None = None
     plan: tuple[PlanRecord | None, PlanRecord] | None = None
+    """The plan that it was about: the one that the authority goes by, if it moved."""
+    also: tuple[tuple[PlanRecord | None, PlanRecord], ...] = ()
+    """Other plans that it changed."""
     holder: Holder | None = None
     audits: int = 0
     """Audit entries that it wrote."""
@@ -110,7 +113,7 @@ class History:
         epoch: int,
         late_by: float,
         agent: str,
-        id: str,
+        record_id: str,
         copies: int,
         seq: int,
         body: bytes,
@@ -120,7 +123,7 @@ class History:
         """An agent got its answer."""
         at = self.clock.wall()
         self.acks.append(
-            AckSeen(self.next(), at, instance, honest, epoch, late_by, agent, id, copies, seq, body, sent_at, new)
+            AckSeen(self.next(), at, instance, honest, epoch, late_by, agent, record_id, copies, seq, body, sent_at, new)
         )
 
     def openings(self) -> list[tuple[Transaction, int, int]]:
@@ -181,21 +184,37 @@ class RecordingCluster(MemoryCluster):
         history, keys = self._history, self._history.keys
         audits = [key for key in puts if key.startswith(keys.audits)]
         history.rewritten_audits += [key for key in audits if key in before]
-        authority = forks = plan = holder = None
-        approvals: tuple[Approval, ...] = ()
+        authority = forks = holder = None
+        plans: list[tuple[PlanRecord | None, PlanRecord]] = []
         for key, value in puts.items():
             old = before.get(key)
+            if not value.startswith(b'{"') or b"garbage" in value:  # put there by a test, to be refused by its readers
+                continue
             if key == keys.authority:
                 authority = (decode(Authority, old.value) if old else None, decode(Authority, value))
             elif key.startswith(keys.forks("")):
                 forks = (decode(Forks, old.value) if old else None, decode(Forks, value))
             elif key.startswith(keys.plans):
-                plan = (decode(PlanRecord, old.value) if old else None, decode(PlanRecord, value))
-                prefix = keys.approvals(plan[1].plan.id)
-                approvals = tuple(decode(Approval, item.value) for k, item in self._items.items() if k.startswith(prefix))
+                plans.append((decode(PlanRecord, old.value) if old else None, decode(PlanRecord, value)))
             elif key.startswith(keys.holders):
                 holder = decode(Holder, value)
-        if authority or forks or plan or holder:
-            history.transactions.append(
-                Transaction(history.next(), history.clock.wall(), authority, forks, plan, holder, len(audits), approvals)
+        if not (authority or forks or plans or holder):
+            return
+        plans.sort(key=lambda change: authority is None or change[1].plan.id != authority[1].plan)
+        approvals: tuple[Approval, ...] = ()
+        if plans:
+            prefix = keys.approvals(plans[0][1].plan.id)
+            approvals = tuple(decode(Approval, item.value) for k, item in self._items.items() if k.startswith(prefix))
+        history.transactions.append(
+            Transaction(
+                history.next(),
+                history.clock.wall(),
+                authority,
+                forks,
+                plans[0] if plans else None,
+                tuple(plans[1:]),
+                holder,
+                len(audits),
+                approvals,
             )
+        )

@@ -44,7 +44,7 @@ class Road(FaultGate):
         super().__init__(asyncio.sleep)
 
     @property
-    def cut(self) -> bool:  # type: ignore[override]
+    def cut(self) -> bool:
         return self._instance.dead or self._world.is_cut(self._instance, self._what)
 
     @cut.setter
@@ -103,9 +103,7 @@ class WatchedCoordinator:
         if not is_mutating(then, otherwise):
             return await self._timed("txn", self._inner.txn(compare, then, otherwise), mutating=False)
         call = Call(self._instance, "etcd", "txn", (tuple(compare), tuple(then), tuple(otherwise)))
-        return await self._through(
-            call, lambda: self._timed("txn", self._inner.txn(compare, then, otherwise), mutating=True)
-        )
+        return await self._through(call, lambda: self._timed("txn", self._inner.txn(compare, then, otherwise), mutating=True))
 
     async def get(self, key: str) -> Item | None:
         return await self._timed("get", self._inner.get(key), mutating=False)
@@ -183,9 +181,7 @@ class WatchedStore:
         return await self._through(self._call("fence", fence), lambda: self._inner.fence(fence))
 
     async def realign(self, fence: Fence, expected: Head, to: Realignment) -> Head:
-        return await self._through(
-            self._call("realign", fence, expected, to), lambda: self._inner.realign(fence, expected, to)
-        )
+        return await self._through(self._call("realign", fence, expected, to), lambda: self._inner.realign(fence, expected, to))
 
     async def close(self) -> None:
         await self._inner.close()

@@ -15,7 +15,7 @@ import asyncio
 import contextvars
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,16 +23,16 @@ from typing import Any, TypeVar
 
 from controller.adapters.identity import SshIdentity, generate_key, sign
 from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
-from controller.adapters.memory.gate import FaultGate, OpenGate
+from controller.adapters.memory.gate import OpenGate
 from controller.adapters.memory.pager import MemoryPager
 from controller.adapters.memory.region_store import MemoryRegionStore
 from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
 from controller.domain.approval import NAMESPACE, statement
 from controller.domain.model import Ack, Authority, Frame, Holder, Role
 from controller.domain.promotion import PlanRecord, State
-from controller.errors import DrError, OutcomeUnknown, Unavailable
+from controller.errors import DrError, Unavailable
 from controller.lab.virtual_time import VirtualClock
-from controller.ports import Clock, Coordinator, RegionStore, Traffic
+from controller.ports import Clock, RegionStore
 from controller.runtime.bootstrap import bootstrap_group
 from controller.runtime.controller import Controller, Ports
 from controller.runtime.documents import Keys, decode, read_all
@@ -494,7 +494,7 @@ class World:
                     epoch=answer.epoch,
                     late_by=instance.clock.monotonic() - tenure.right.deadline if tenure is not None else 0.0,
                     agent=one.record.agent,
-                    id=one.record.id,
+                    record_id=one.record.id,
                     copies=one.record.copies,
                     seq=ack.seq,
                     body=body,
@@ -535,6 +535,7 @@ class World:
         await self.until(lambda: len(self.actives()) == 1, 20, "one active controller")
         self.fleet(agents)
         await self.wait(seconds)
+        await self.until(lambda: len(self.actives()) == 1, 20, "one active controller")
         return self.actives()[0]
 
     # ---------------------------------------------------------------------------------------------------- people
@@ -600,21 +601,3 @@ class World:
             yield
         finally:
             self.before_effect = self.after_effect = None
-
-
-__all__ = [
-    "HOME",
-    "PEOPLE",
-    "REGIONS",
-    "TARGET",
-    "THIRD",
-    "Authority",
-    "Coordinator",
-    "FaultGate",
-    "Instance",
-    "Mapping",
-    "OutcomeUnknown",
-    "Traffic",
-    "World",
-    "make_keys",
-]

@@ -140,7 +140,7 @@ class WireController:
         if rest == ["records"]:
             return self._json([asdict(record) for record, _ in reversed(mine)])
         if rest[0] == "latest":
-            mine = [item for item in mine if f"kind={item[0].kind}" == query]
+            mine = [item for item in mine if f"kind={item[0].kind}" in query.split("&")]
         else:
             mine = [item for item in mine if item[0].id == rest[1]]
         if not mine:

@@ -93,9 +93,12 @@ class ServedController:
         self._zone = MemoryZone(NAME, clock=self._clock)
         self.pager = MemoryPager()
         self._ids = itertools.count(1)
+        self._said: list[str] = []
         self.places: dict[str, _Place] = {}
         for region in REGIONS:
             listening = socket.create_server(("127.0.0.1", 0))
+            # asyncio does this for sockets that it makes itself; without it every answer waits 40 ms for a delayed ACK.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             self.places[region] = _Place(region, listening, url, MemoryStore(region))
 
@@ -105,8 +108,12 @@ class ServedController:
         """Returns when the first region serves."""
         _make_keys(self._folder)
         self._thread.start()
-        self._run(self._start())
-        self.wait_until_active(REGIONS[0])
+        try:
+            self._run(self._start())
+            self.wait_until_active(REGIONS[0])
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def stop(self) -> None:
@@ -160,7 +167,11 @@ class ServedController:
             clock=self._clock,
             new_id=lambda: f"plan-{next(self._ids)}",
         )
-        place.controller = Controller(self._settings(region), ports)
+
+        def say(event: str, **more: object) -> None:
+            self._said.append(f"{self._clock.monotonic():.2f} {region} {event} {more.get('role')} {more.get('reason')}")
+
+        place.controller = Controller(self._settings(region), ports, None, say)
         app = create_app(place.controller, clock=self._clock)
         place.server = uvicorn.Server(
             uvicorn.Config(
@@ -234,7 +245,7 @@ class ServedController:
         end = time.monotonic() + CALL_SECONDS
         while not condition():
             self._raise_bugs()
-            assert time.monotonic() < end, f"waited {CALL_SECONDS:g} s for {what}"
+            assert time.monotonic() < end, f"waited {CALL_SECONDS:g} s for {what}\n" + "\n".join(self._said[-60:])
             time.sleep(0.03)
 
     def _raise_bugs(self) -> None:
@@ -277,6 +288,10 @@ class ServedController:
         assert region is not None
         for other, gate in self.places[region].gates.items():
             gate.delay_seconds = 0.0 if other == region else seconds
+
+    def hold_back(self, region: str, held: bool = True) -> None:
+        """Its controller does not see what is new in its own region's store: it falls behind, and answers all the same."""
+        self.places[region].gates[region].cut = held
 
     def fail_over(self, target: str | None = None, *, lost: str | None = None) -> str:
         """Loses the active region (or ``lost``, which is lost already), then people move the fleet. Returns the target, which

@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from controller.domain import lag
 from controller.domain.lag import Backlog, LossBasis
 from controller.domain.model import AgentTail, EpochStart, Forks, Head, RegionLag, StreamReport, Unknown
-from controller.domain.plan import AgentLoss, Loss, PlanKind
-from controller.runtime import evidence
-from controller.runtime.evidence import LocalKnowledge
+from controller.domain.plan import AgentLoss, Loss
+from controller.runtime.evidence import expected_loss
 
 NOW = 1_000.0
 NEVER = Unknown(0.0, "never")
@@ -226,20 +225,27 @@ def test_the_promised_loss_is_never_below_the_real_one(history: History, data: s
         assert loss.records <= len(lost)  # what the report proves lost really is; beyond it is *unknown*, never zero
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="evidence and opening pass the whole head of the chosen store as `recovered`, with the records of a tail that the "
-    "forks have cut off: what was reported as acknowledged and is lost is understated by them",
-)
-def test_records_of_a_diverged_tail_do_not_count_as_recovered() -> None:
-    """Epoch 2 opened at 11 and lived in store a alone; b and c still have the tail of epoch 1, which is no history any more."""
-    stale = Head("0", seq=20, epochs=(EpochStart(1, 1),), received_at=950.0, records=200)
+@pytest.mark.parametrize("third", [Unknown(999.0, "dead"), Head("0", seq=10, epochs=(EpochStart(1, 1),), records=100)])
+def test_records_of_a_diverged_tail_do_not_count_as_recovered(third: Head | Unknown) -> None:
+    """Epoch 2 opened at 11 and lived in store a alone; b still has the tail of epoch 1, which is no history any more."""
+    stale = Head("0", seq=20, epochs=(EpochStart(1, 1),), received_at=995.0, records=140)
+    heads = {"b": stale} if isinstance(third, Unknown) else {"b": stale, "c": replace(third, received_at=950.0)}
     forks = Forks((EpochStart(1, 1), EpochStart(2, 11)), sole_ackers=("a",))
     report = a_report(epoch=2, seq=15, acknowledged_seq=15, acknowledged_records=150)
-    local = LocalKnowledge(agents=1, holder_gone_at={"0": 999.0}, has_record={})
-    heads: dict[str, Head | Unknown] = {"a": Unknown(999.0, "dead"), "b": stale, "c": stale}
-    loss = evidence._loss(PlanKind.FAILOVER, heads, forks, report, local, "0", "b", NOW)
-    assert loss.records == 50  # acknowledged 150, recovered 10 segments with 100
+    loss = expected_loss(heads, forks, report, home="b", right_ended_by=999.0, kept=())
+    if isinstance(third, Unknown):  # nobody can say what the first ten segments held: never less than it is
+        assert loss.records >= 50
+        assert loss.seconds >= 49.0
+    else:
+        assert (loss.records, loss.seconds) == (50, 49.0)
+
+
+def test_a_report_that_is_younger_than_the_end_of_the_right_moves_it() -> None:
+    head = Head("0", seq=10, epochs=(EpochStart(1, 1),), received_at=950.0, records=36)
+    forks = Forks((EpochStart(1, 1),), sole_ackers=("a",))
+    loss = expected_loss({"b": head}, forks, a_report(at=990.0), home="b", right_ended_by=970.0, kept=())
+    assert (loss.records, loss.seconds) == (4, 40.0)
+    assert expected_loss({}, forks, None, home="b", right_ended_by=970.0, kept=()).records_unknown
 
 
 BASIS = LossBasis(

@@ -69,7 +69,7 @@ def test_what_has_ended_stays_so_and_nothing_else_is_a_dead_end() -> None:
 
 
 def test_nothing_leads_past_authorize_but_the_authorising_transaction() -> None:
-    assert reachable(BEFORE_AUTHORIZE, without=Event.AUTHORIZED) == BEFORE_AUTHORIZE | (ENDED - {State.DONE})
+    assert reachable(BEFORE_AUTHORIZE, without=Event.AUTHORIZED) == BEFORE_AUTHORIZE | (ENDED - {State.DONE, State.SUPERSEDED})
     crossing = {
         (state, event)
         for state in BEFORE_AUTHORIZE
@@ -79,10 +79,12 @@ def test_nothing_leads_past_authorize_but_the_authorising_transaction() -> None:
     assert crossing == {(State.AUTHORIZING, Event.AUTHORIZED)}
 
 
-def test_after_authorize_the_way_is_forward_to_done_and_nowhere_else() -> None:
-    assert reachable(AFTER_AUTHORIZE) == AFTER_AUTHORIZE | {State.DONE}
+def test_after_authorize_the_way_is_forward_to_done_or_another_plan_took_over() -> None:
+    assert reachable(AFTER_AUTHORIZE) == AFTER_AUTHORIZE | {State.DONE, State.SUPERSEDED}
     for state in AFTER_AUTHORIZE:
         assert not {Event.ABORTED, Event.REFUSED, Event.DRIFTED, Event.EXPIRED} & set(TRANSITIONS[state])
+        assert TRANSITIONS[state][Event.SUPERSEDED] is State.SUPERSEDED
+    assert State.DONE in reachable([State.FENCING], without=Event.SUPERSEDED)
 
 
 def test_people_can_end_a_plan_in_every_state_before_authorize() -> None:
@@ -130,7 +132,8 @@ def test_agents_resume_only_after_the_fence_and_traffic_moves_only_after_agents_
 
 
 def test_a_hold_ends_with_the_store_back_or_with_the_loss_approved() -> None:
-    assert TRANSITIONS[State.HOLDING] == {Event.LOSS_APPROVED: State.CATCHING_UP, Event.CAUGHT_UP: State.VERIFYING}
+    leaves = {event for event, target in TRANSITIONS[State.HOLDING].items() if target is not State.HOLDING}
+    assert leaves == {Event.LOSS_APPROVED, Event.CAUGHT_UP, Event.SUPERSEDED}
     assert State.VERIFYING in reachable([State.HOLDING], without=Event.LOSS_APPROVED)
     assert State.VERIFYING in reachable([State.CATCHING_UP])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -128,6 +128,10 @@ class Model:
     # ------------------------------------------------------------------------------------------------------- invariants
 
     def check(self) -> None:
+        for region, store in self.stores.items():
+            problem = replication.head_problem(head_of(store.entries, store.epoch))
+            if problem is not None:
+                raise Violation(f"{region}: {problem}")
         for promise in self.promises:
             if len(self.canonical) < promise.seq or self.canonical[promise.seq - 1] != promise.entry:
                 raise Violation(f"acknowledged {promise} is not in the history of {len(self.canonical)} segments")
@@ -529,6 +533,41 @@ def test_on_a_tie_the_home_store_is_the_source_and_otherwise_the_first_by_name()
     heads = {"c": same, "a": same, "b": same}
     assert replication.choose(heads, (start(1, 1),), home="b", epoch=2).source == "b"
     assert replication.choose(heads, (start(1, 1),), home="z", epoch=2).source == "a"
+
+
+def test_what_was_recovered_is_told_by_a_head_that_ends_exactly_there() -> None:
+    forks = (start(6, 1), start(7, 11))
+    stale = Head("0", seq=20, epochs=(start(6, 1),), received_at=90.0, records=200)
+    exact = Head("0", seq=10, epochs=(start(6, 1),), received_at=50.0, records=100)
+    heads = {"a": stale, "b": exact, "c": replace(exact, received_at=49.0)}
+    choice = replication.choose(heads, forks, home="a", epoch=8)
+    assert (choice.source, choice.length) == ("a", 10)
+    assert replication.recovered(heads, choice, forks) == replace(exact, received_at=49.0)  # on a doubt the greater loss
+    alone = {"a": stale}
+    assert replication.recovered(alone, replication.choose(alone, forks, home="a", epoch=8), forks) == replace(
+        stale, seq=10, received_at=0.0, records=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "problem"),
+    [
+        (Head("0"), None),
+        (Head("0", epoch=4), None),
+        (Head("0", seq=9, epoch=4, epochs=(start(1, 1), start(4, 9))), None),
+        (Head("0", seq=9, epoch=4), "names no epoch"),
+        (Head("0", seq=9, epoch=4, epochs=(start(2, 5), start(1, 7))), "do not ascend"),
+        (Head("0", seq=9, epoch=4, epochs=(start(1, 5), start(2, 5))), "do not ascend"),
+        (Head("0", seq=9, epoch=4, epochs=(start(1, 7), start(2, 5))), "do not ascend"),
+        (Head("0", seq=9, epoch=4, epochs=(start(1, 0),)), "begin at 0..0"),
+        (Head("0", seq=9, epoch=4, epochs=(start(1, 1), start(2, 10))), "begin at 1..10"),
+        (Head("0", seq=9, epoch=4, epochs=(start(1, 1), start(5, 9))), "epoch 5 wrote to it and it is fenced at 4"),
+    ],
+)
+def test_a_head_that_no_writer_of_ours_can_have_written_is_told(head: Head, problem: str | None) -> None:
+    found = replication.head_problem(head)
+    assert (found is None) is (problem is None)
+    assert problem is None or (found is not None and problem in found)
 
 
 def test_a_choice_needs_a_store_and_knows_only_fenced_ones() -> None:

@@ -172,6 +172,8 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("rpo/seconds", "soon", "rpo.seconds = 'soon'", "valid number"),
     ("rpo/seconds", 0.02, "rpo.seconds = 0.02", "stream.flush_seconds"),
     ("rpo/policy", "hope", "rpo.policy = 'hope'", "'alert' or 'enforce'"),
+    ("rpo/policy", "enforce", "rpo.policy = 'enforce'", "not built yet"),
+    ("stream/streams", 2, "stream.streams = 2", "not built yet"),
     # promotion, fleet
     ("promotion/approvals_required", 0, "promotion.approvals_required = 0", "greater than or equal to 1"),
     ("promotion/break_glass_approvals", 3, "promotion.break_glass_approvals = 3", "at most promotion.approvals_required"),
@@ -510,7 +512,7 @@ def test_controllers_of_one_group_have_one_fingerprint() -> None:
         ("etcd/ttl_seconds", 11),
         ("regions/two/bucket", "other"),
         ("stream/copies", 2),
-        ("rpo/policy", "enforce"),
+        ("rpo/seconds", 6),
         ("group", "x"),
     ],
 )

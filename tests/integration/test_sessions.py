@@ -1,0 +1,216 @@
+"""Conversations of other frameworks, with their real packages, over real HTTP, across the loss of a region."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.agent import AsyncCheckpoints, Checkpoints, Fenced
+from controller.agent.sessions import ReplicatedSession
+from controller.agent.state import load_state, load_state_blocking, save_state, save_state_blocking
+from controller.errors import Refused
+from tests.support.served import ServedController
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedController]:
+    with ServedController(tmp_path_factory.mktemp("served")) as running:
+        yield running
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[ServedController]:
+    """A group that a test may destroy."""
+    with ServedController(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(served: ServedController) -> AsyncIterator[AsyncCheckpoints]:
+    async with AsyncCheckpoints(served.urls) as one:
+        yield one
+
+
+class NoRight:
+    def check(self) -> None:
+        raise Fenced("the right to act has passed")
+
+
+# ------------------------------------------------------------------------------------------------------------- plain state
+
+
+@pytest.mark.parametrize("state", [{"step": 7, "todo": ["a", None, 1.5]}, [], "text", 0, None, b"", b"\x00\xff" * 1000])
+async def test_a_state_comes_back_as_it_was_saved(client: AsyncCheckpoints, state: object) -> None:
+    name = f"state/{state!r}"[:60]
+    ack = await save_state(client, name, state)
+    assert ack.status == "acknowledged"
+    assert await load_state(client, name) == state
+
+
+async def test_the_newest_state_counts_and_an_unknown_agent_has_none(client: AsyncCheckpoints) -> None:
+    assert await load_state(client, "nobody") is None
+    for state in ("first", "second", "first"):
+        await save_state(client, "newest", state)
+    assert await load_state(client, "newest") == "first"
+
+
+@pytest.mark.parametrize("state", [float("nan"), {"x": float("inf")}, object(), {"s": {1}}])
+async def test_a_state_that_would_come_back_changed_is_refused(client: AsyncCheckpoints, state: object) -> None:
+    with pytest.raises(Refused):
+        await save_state(client, "refused", state)
+
+
+async def test_nothing_is_saved_without_the_right_to_act(client: AsyncCheckpoints) -> None:
+    with pytest.raises(Fenced):
+        await save_state(client, "fenced", 1, hold=NoRight())
+    with pytest.raises(Fenced):
+        await ReplicatedSession(client, "fenced", hold=NoRight()).add_items([{"role": "user", "content": "x"}])
+    assert await load_state(client, "fenced") is None
+
+
+def test_a_program_without_an_event_loop_saves_and_loads(served: ServedController) -> None:
+    with Checkpoints(served.urls) as client:
+        save_state_blocking(client, "blocking", {"n": 1}, copies=2)
+        assert load_state_blocking(client, "blocking") == {"n": 1}
+
+
+# ------------------------------------------------------------------------------------------------------------ OpenAI Agents
+
+
+def item(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+async def test_a_session_keeps_order_pops_and_clears(client: AsyncCheckpoints) -> None:
+    session = ReplicatedSession(client, "session with / and ü")
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    await session.add_items([item("a"), item("b")])
+    await session.add_items([])
+    await session.add_items([item("c")])
+    assert [one["content"] for one in await session.get_items()] == ["a", "b", "c"]
+    assert [one["content"] for one in await session.get_items(limit=2)] == ["b", "c"]
+    assert await session.get_items(limit=0) == []
+    assert await session.pop_item() == item("c")
+    assert await session.pop_item() == item("b")
+    await session.add_items([item("d")])
+    again = ReplicatedSession(client, "session with / and ü")
+    assert [one["content"] for one in await again.get_items()] == ["a", "d"]
+    await again.clear_session()
+    assert await session.get_items() == []
+    assert await session.pop_item() is None
+    await session.add_items([item("e")])
+    assert [one["content"] for one in await again.get_items()] == ["e"]
+
+
+async def test_the_openai_runner_remembers_a_conversation_that_moved_to_another_region(doomed: ServedController) -> None:
+    agents = pytest.importorskip("agents", reason="openai-agents is not installed")
+    responses = pytest.importorskip("openai.types.responses", reason="openai-agents is not installed")
+
+    class EchoModel(agents.Model):  # type: ignore[misc, name-defined]
+        """Says how many user messages it was shown."""
+
+        async def get_response(self, system_instructions: Any, input: Any, *_: Any, **__: Any) -> Any:  # noqa: A002
+            shown = [one for one in input if one.get("role") == "user"]
+            text = responses.ResponseOutputText(text=f"{len(shown)} heard", type="output_text", annotations=[], logprobs=[])
+            message = responses.ResponseOutputMessage(
+                id=f"m{len(shown)}", content=[text], role="assistant", status="completed", type="message"
+            )
+            return agents.ModelResponse(output=[message], usage=agents.Usage(), response_id=None)
+
+        def stream_response(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("nobody streams here")
+
+    agents.set_tracing_disabled(True)
+    agent = agents.Agent(name="echo", model=EchoModel())
+    async with AsyncCheckpoints(doomed.urls) as client:
+        session = ReplicatedSession(client, "talk", copies=2)
+        assert isinstance(session, agents.Session)
+        assert (await agents.Runner.run(agent, "one", session=session)).final_output == "1 heard"
+        assert (await agents.Runner.run(agent, "two", session=session)).final_output == "2 heard"
+    await asyncio.to_thread(doomed.fail_over)
+    async with AsyncCheckpoints(doomed.urls[1:]) as client:
+        session = ReplicatedSession(client, "talk", copies=2)
+        assert (await agents.Runner.run(agent, "three", session=session)).final_output == "3 heard"
+        session.session_settings = agents.SessionSettings(limit=2)
+        assert len(await session.get_items()) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------------ Strands
+
+
+async def test_a_storage_of_strands_writes_reads_lists_and_deletes(client: AsyncCheckpoints) -> None:
+    pytest.importorskip("strands.storage", reason="strands-agents is not installed")
+    from strands.storage import Storage
+    from strands.types.exceptions import StorageError
+
+    from controller.agent.strands import ReplicatedStorage
+
+    storage = ReplicatedStorage(client, "strands/one")
+    assert isinstance(storage, Storage)
+    assert await storage.read("a/b") is None
+    await storage.delete("a/b")
+    await storage.write("a/b", b"1")
+    await storage.write("a/c", b"2")
+    await storage.write("ü~%", b"")
+    await storage.write("a/b", b"3")
+    assert await storage.list("a/") == ["a/b", "a/c"]
+    assert await storage.list("") == ["a/b", "a/c", "ü~%"]
+    assert await storage.read("a/b") == b"3"
+    await storage.delete("a/b")
+    other = ReplicatedStorage(client, "strands/one")
+    assert await other.read("a/b") is None
+    assert await other.list("a/") == ["a/c"]
+    assert await other.read("ü~%") == b""
+    await storage.write("a/b", b"1")
+    assert await other.read("a/b") == b"1"
+    with pytest.raises(StorageError):
+        await storage.write("", b"")
+    with pytest.raises(Fenced):
+        await ReplicatedStorage(client, "strands/one", hold=NoRight()).write("k", b"")
+    assert [found.key for found in await storage.search("c")] != []
+
+
+def test_a_strands_agent_remembers_a_conversation_that_moved_to_another_region(doomed: ServedController) -> None:
+    strands = pytest.importorskip("strands", reason="strands-agents is not installed")
+    from strands.models import Model
+    from strands.session.snapshot_session_manager import SnapshotSessionManager
+
+    from controller.agent.strands import ReplicatedStorage
+
+    class EchoModel(Model):  # type: ignore[misc]
+        """Says how many user messages it was shown."""
+
+        def update_config(self, **_: Any) -> None: ...
+
+        def get_config(self) -> dict[str, Any]:
+            return {}
+
+        async def structured_output(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("nobody asks for it")
+            yield {}
+
+        async def stream(self, messages: Any, *_: Any, **__: Any) -> Any:
+            heard = sum(message["role"] == "user" for message in messages)
+            yield {"messageStart": {"role": "assistant"}}
+            yield {"contentBlockStart": {"start": {}}}
+            yield {"contentBlockDelta": {"delta": {"text": f"{heard} heard"}}}
+            yield {"contentBlockStop": {}}
+            yield {"messageStop": {"stopReason": "end_turn"}}
+
+    def ask(client: Checkpoints, text: str) -> str:
+        storage = ReplicatedStorage(client, "strands/talk", copies=2)
+        manager = SnapshotSessionManager(session_id="talk", storage=storage)
+        agent = strands.Agent(model=EchoModel(), session_manager=manager, agent_id="echo", callback_handler=None)
+        return str(agent(text)).strip()
+
+    with Checkpoints(doomed.urls) as client:
+        assert ask(client, "one") == "1 heard"
+        assert ask(client, "two") == "2 heard"
+    doomed.fail_over()
+    with Checkpoints(doomed.urls[1:]) as client:
+        assert ask(client, "three") == "3 heard"
