@@ -210,8 +210,7 @@ class Watch:
         about = [
             seen.value
             for seen in plans
-            if seen.value.plan.kind is PlanKind.FAILOVER
-            and seen.value.plan.source == incident.region
+            if seen.value.plan.kind is PlanKind.FAILOVER and seen.value.plan.source == incident.region
         ]
         live = [record for record in about if not record.ended and not is_overtaken(record, authority)]
         vetoed = [
@@ -333,7 +332,5 @@ def _number(key: str) -> int:
 
 def _serves(seen: Coordination) -> bool:
     """Whether somebody holds the group and, by what its members say, serves it (or drains it for a plan)."""
-    serving = {
-        (member.region, member.instance) for member in seen.members if member.role in (Role.ACTIVE, Role.DRAINING)
-    }
+    serving = {(member.region, member.instance) for member in seen.members if member.role in (Role.ACTIVE, Role.DRAINING)}
     return any((holder.region, holder.instance) in serving for holder in seen.holders)

@@ -353,8 +353,8 @@ def _signer(identity: SshIdentity, record: PlanRecord, approval: Approval, at: f
 
 
 def _on_this_evidence(world: World, record: PlanRecord, entry: Transaction) -> None:
-    """The region that was to be left is the one that was seen. A planned move: in the same epoch. A failover from a region that
-    was silent: it has not served since. (From one that was serving badly it may go on in newer epochs: its loss is compared.)"""
+    """The region that was to be left is the one that was seen. A planned move: in the same epoch. A failover from a region
+    that was silent: it has not served since. (From one that was serving badly: also in newer epochs, its loss is compared.)"""
     assert entry.authority is not None
     assert entry.authority[0] is not None
     before, evidence = entry.authority[0], record.plan.evidence

@@ -440,6 +440,7 @@ def test_a_copy_that_was_interrupted_can_be_repeated(op: str, lost: bool) -> Non
         heads = await rig.fence()
         for region in (NEAR, FAR):
             (rig.gates[region].lose if lost else rig.gates[region].fail)(op)
+        head = heads[FAR]
         for _ in range(4):
             try:
                 head = await copy_missing(rig.stores[NEAR], rig.stores[FAR], FENCE, heads[FAR], tail_of(history))

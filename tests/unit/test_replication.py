@@ -135,8 +135,8 @@ class Model:
         for promise in self.promises:
             if len(self.canonical) < promise.seq or self.canonical[promise.seq - 1] != promise.entry:
                 raise Violation(f"acknowledged {promise} is not in the history of {len(self.canonical)} segments")
-        for a, b in pairwise(self.forks.starts):
-            if not (a.epoch < b.epoch and a.first_seq < b.first_seq):
+        for fork, following in pairwise(self.forks.starts):
+            if not (fork.epoch < following.epoch and fork.first_seq < following.first_seq):
                 raise Violation(f"forks do not ascend: {self.forks.starts}")
         valid = {
             region: store.entries[: real_valid_length(head_of(store.entries), self.forks.starts)]

@@ -526,10 +526,11 @@ def test_an_idle_stream_writes_at_once_and_a_busy_one_once_per_flush_interval() 
         started = rig.clock.monotonic()
         await rig.one("first")
         assert rig.clock.monotonic() - started < 0.001
+        waiting = []
         for number in range(100):
-            waiting = asyncio.create_task(rig.one(f"r{number}"))
+            waiting.append(asyncio.create_task(rig.one(f"r{number}")))
             await rig.wait(0.005)
-        await waiting
+        await asyncio.gather(*waiting)
         assert rig.writer.seq == pytest.approx(1 + 0.5 / 0.02, abs=3)
 
     story(steps)
@@ -714,6 +715,25 @@ def test_a_pump_that_fails_in_a_way_that_nobody_foresaw_ends_the_writer() -> Non
         await rig.one("r1")
         await rig.wait(0.1)
         assert rig.lost == [f"pump-{NEAR} failed: KeyError('bug')"]
+
+    story(steps)
+
+
+def test_a_view_that_cannot_be_written_ends_the_writer_and_acknowledges_nothing() -> None:
+    """Whoever cannot index what it acknowledges could not answer for it."""
+
+    async def steps(rig: Rig) -> None:
+        await rig.open()
+        await rig.one("r1")
+
+        def full(*_: Any) -> None:
+            raise Unavailable("database or disk is full")
+
+        rig.view.apply = full  # type: ignore[method-assign, assignment]
+        ack = await rig.one("r2")
+        assert ack.error is not None
+        assert (ack.status, ack.error["code"]) == ("failed", "outcome_unknown")
+        assert rig.lost == ["the view cannot be written: database or disk is full"]
 
     story(steps)
 
@@ -904,6 +924,25 @@ def test_backlogs_count_what_was_acknowledged_and_is_missing_there() -> None:
         assert rig.writer.age_beyond(12) == 0.0
         acknowledged = rig.writer.acknowledged
         assert (acknowledged.seq, acknowledged.records, acknowledged.bytes) == (12, head.records, head.bytes)
+
+    story(steps)
+
+
+def test_the_age_of_the_oldest_record_that_waits_is_known() -> None:
+    async def steps(rig: Rig) -> None:
+        await rig.open()
+        assert rig.writer.oldest_waiting_seconds() == 0.0
+        rig.gates[FAR].cut = True
+        await rig.one("fine", copies=2)
+        assert rig.writer.oldest_waiting_seconds() == 0.0
+        waiting = [asyncio.create_task(rig.one("first", copies=3))]
+        await rig.wait(1.0)
+        waiting.append(asyncio.create_task(rig.one("second", copies=3)))
+        await rig.wait(1.0)
+        assert rig.writer.oldest_waiting_seconds() == pytest.approx(2.0, abs=0.05)
+        rig.gates[FAR].cut = False
+        assert [(await one).status for one in waiting] == ["acknowledged"] * 2
+        assert rig.writer.oldest_waiting_seconds() == 0.0
 
     story(steps)
 
