@@ -304,7 +304,13 @@ class AsyncCheckpoints:
         return found
 
     async def list(
-        self, agent: str, *, limit: int = 100, before: str | None = None, fresh: bool = True, timeout_seconds: float | None = None
+        self,
+        agent: str,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        fresh: bool = True,
+        timeout_seconds: float | None = None,
     ) -> tuple[Record, ...]:
         """An agent's records without bodies, newest first; ``before``: only older ones than that record; ``fresh`` as in
         ``latest``. Raises NotFound, Unavailable, Corrupt."""

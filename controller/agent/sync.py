@@ -101,7 +101,13 @@ class Checkpoints:
         return self._run(self._client.get(agent, id, fresh=fresh, timeout_seconds=timeout_seconds))
 
     def list(
-        self, agent: str, *, limit: int = 100, before: str | None = None, fresh: bool = True, timeout_seconds: float | None = None
+        self,
+        agent: str,
+        *,
+        limit: int = 100,
+        before: str | None = None,
+        fresh: bool = True,
+        timeout_seconds: float | None = None,
     ) -> tuple[Record, ...]:
         """See ``AsyncCheckpoints.list``."""
         return self._run(self._client.list(agent, limit=limit, before=before, fresh=fresh, timeout_seconds=timeout_seconds))

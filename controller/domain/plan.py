@@ -215,7 +215,7 @@ def drift(plan: Plan, now: Evidence) -> str | None:
         return f"the epoch moved from {seen.authority_epoch} to {now.authority_epoch}: somebody else was active since"
     served = opened_since(seen, now)
     if served and not seen.holders:
-        return f"epoch {served} of {seen.authority_region} opened after the plan was made: the region that was silent serves again"
+        return f"epoch {served} opened after the plan was made: {seen.authority_region}, which was silent, serves again"
     worse = now.loss.exceeds(seen.loss, tolerance_seconds=plan.tolerance_seconds, tolerance_records=plan.tolerance_records)
     if worse:
         return worse

@@ -401,8 +401,8 @@ class Active:
         self._shell.say(Role.ACTIVE, f"plan {plan} was aborted; serving again in epoch {self.tenure.fence.epoch}")
 
     async def _prove_drained(self, plan: str) -> bool:
-        """Records, under our guard, that every store of a fence quorum has everything: so nobody may have acknowledged alone any
-        more, and the target may open without our store. Without this proof a planned move is called off."""
+        """Records, under our guard, that every store of a fence quorum has everything: so nobody may have acknowledged alone
+        any more, and the target may open without our store. Without this proof a planned move is called off."""
         assert self.writer is not None
         coordinator, keys, stream = self._shell.ports.coordinator, self._shell.keys, self.tenure.fence.stream
         key = keys.forks(stream)

@@ -337,7 +337,7 @@ class Controller:
         await self._membership.announce(self._member(now))
 
     def _note_clock(self, report: StreamReport, now: float) -> None:
-        """How far our wall clock is ahead of the reporter's, at most: the smallest (first seen − written) of all its reports."""
+        """How far our wall clock is ahead of the reporter's, at most: the smallest (first seen − written) of its reports."""
         writer = f"{report.region}/{report.instance}"
         known = self._clock_ahead.get(writer)
         if known is None or report.at != known[1]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from controller.domain import lag, replication
+from controller.domain import replication
 from controller.domain.model import Authority, EpochStart, Forks, Head, Role, StreamReport
 from controller.domain.plan import Loss, PlanKind, canonical
 from controller.domain.promotion import Event, PlanRecord, State
-from controller.errors import Conflict, Corrupt, DrError, FenceLost, Refused, Unavailable
+from controller.errors import Conflict, DrError, FenceLost, Refused, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Page, Pager, Put, RegionStore, Traffic
 from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.evidence import expected_loss

@@ -42,7 +42,7 @@ class Observation:
 
 def compose(seen: Observation) -> Status:
     """The status document."""
-    fresh = [lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds) for report in seen.reports.values()]
+    fresh = _fresh(seen)
     seconds: float | Unknown = 0.0 if fresh else Unknown(0.0, "no holder has reported yet")
     records: int | Unknown = 0 if fresh else Unknown(0.0, "no holder has reported yet")
     for report in fresh:
@@ -76,6 +76,15 @@ def compose(seen: Observation) -> Status:
     )
 
 
+def _fresh(seen: Observation) -> list[StreamReport | Unknown]:
+    """What is known of each stream *now*: a report while it is fresh. A stream without one is unknown, never nothing."""
+    missing = [
+        Unknown(0.0, f"nobody has reported stream {stream}") for stream in sorted(seen.heads) if stream not in seen.reports
+    ]
+    aged = [lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds) for report in seen.reports.values()]
+    return [*missing, *aged] if seen.reports else []
+
+
 def _region(seen: Observation, region: str) -> RegionStatus:
     heads = {stream: by_region[region] for stream, by_region in seen.heads.items() if region in by_region}
     active = isinstance(seen.authority, Authority) and seen.authority.region == region and _holds(seen, region)
@@ -98,8 +107,7 @@ def _holds(seen: Observation, region: str) -> bool:
 def _lag(seen: Observation, region: str) -> RegionLag | None:
     """The worst stream's lag. A report that is too old says nothing but since when nothing is known."""
     worst: RegionLag | None = None
-    for report in seen.reports.values():
-        aged = lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds)
+    for aged in _fresh(seen):
         if isinstance(aged, Unknown):
             return RegionLag(region, aged, aged, aged, aged, aged, aged)
         for candidate in aged.regions:
@@ -113,8 +121,7 @@ def _lag(seen: Observation, region: str) -> RegionLag | None:
 def _protected(seen: Observation, region: str, active: bool) -> bool | Unknown:
     if active:
         return True
-    for report in seen.reports.values():
-        aged = lag.aged(report, seen.now, fresh_seconds=seen.fresh_seconds)
+    for aged in _fresh(seen):
         if isinstance(aged, Unknown):
             return aged
         if region not in aged.protected:

@@ -210,7 +210,7 @@ async def _chain_of(
     choice: replication.Choice,
     having: Sequence[str],
 ) -> str:
-    """Chain at the end of the chosen history: from a head that ends there, else from the last segment in any store that has it."""
+    """Chain at the end of the chosen history: from a head that ends there, else from the last segment in any store."""
     for region in having:
         if heads[region].seq == choice.length:
             return heads[region].chain
@@ -224,15 +224,16 @@ async def _chain_of(
 
 
 async def _from_any(sources: Sequence[RegionStore], target: RegionStore, fence: Fence, head: Head, goal: Tail) -> Head:
-    """Copies from the first source that can give what is missing: one damaged copy must not stop a promotion."""
+    """Copies from the first source that can give what is missing: one damaged copy must not stop a promotion. A whole batch
+    first, then one segment: two damaged copies may together hold everything."""
     failed: DrError | None = None
-    for source in sources:
-        if source.region == target.region:
-            continue
-        try:
-            return await copy_missing(source, target, fence, head, goal)
-        except FenceLost:
-            raise
-        except (NotFound, Corrupt, Unavailable) as error:
-            failed = failed or error
+    others = [source for source in sources if source.region != target.region]
+    for limit in (COPY_BATCH, 1):
+        for source in others:
+            try:
+                return await copy_missing(source, target, fence, head, goal, limit=limit)
+            except FenceLost:
+                raise
+            except (NotFound, Corrupt, Unavailable) as error:
+                failed = failed or error
     raise failed or Unavailable(f"no other store has segment {head.seq + 1}", hint="bring another region's store back")

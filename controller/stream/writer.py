@@ -245,6 +245,8 @@ class StreamWriter:
                 f"not accepting records: {self.frozen}", hint="try again in a few seconds; a planned move is under way"
             )
         bound = self._limits.queue_max_bytes
+        if size > bound:
+            raise Refused(f"a batch of {size} bytes, and {bound} may wait at most", hint="send fewer records at a time")
         if self._queue_bytes + size > bound or self._log_bytes > 2 * bound:  # the log sheds only what the home store has
             raise Unavailable(
                 f"{self._queue_bytes + self._log_bytes} bytes wait to be written and the bound is {bound}",

@@ -77,7 +77,7 @@ async def test_whoever_runs_a_promotion_may_be_killed_at_any_step(tmp_path: Path
                 source, target = target, source
             await people.nothing_is_lost(source)
         await coordinator.close()
-    print("\n".join(seen))
+    assert len(seen) == len(KILL_AT), seen
 
 
 class Operators:
@@ -138,7 +138,7 @@ class Operators:
         return str(plan)
 
     async def kill_at(self, plan: str, state: State, target: str) -> tuple[str, State]:
-        """SIGKILLs whoever carries the plan as soon as it has reached ``state``. Returns the instance and the state that was seen."""
+        """SIGKILLs whoever carries the plan as soon as it has reached ``state``. Returns the instance and the state seen."""
         until = time.monotonic() + 60
         while time.monotonic() < until:
             record = await read(self.coordinator, self.keys.plan(plan), PlanRecord)

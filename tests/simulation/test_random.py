@@ -66,19 +66,20 @@ class Chaos:
         world, rng = self.world, self.rng
         acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (3, self.kill_one),
-            (5, self.restart),
-            (3, self.cut_store),
+            (8, self.restart),
+            (2, self.cut_store),
             (2, self.cut_link),
             (2, self.cut_etcd),
             (1, self.cut_zone),
-            (5, self.heal),
+            (8, self.heal),
             (1, self.freeze),
             (3, self.thaw),
             (1, self.new_leader),
             (2, self.lose_region),
-            (6, self.plan),
-            (6, self.sign),
-            (4, self.execute),
+            (12, self.order),
+            (3, self.plan),
+            (3, self.sign),
+            (2, self.execute),
             (1, self.abort),
             (1, self.slow),
         ]
@@ -156,6 +157,23 @@ class Chaos:
 
     # ------------------------------------------------------------------------------------------------------- people
 
+    async def order(self) -> None:
+        """What on-call people really do: look, plan, sign, execute, and mostly let it run for a while."""
+        world, rng = self.world, self.rng
+        away = [region for region in REGIONS if region != (await world.authority()).region]
+        target = rng.choice(away)
+        kind = "failover" if not await world.holders() else rng.choice(["failover", "switchover", "failback"])
+
+        async def give() -> None:
+            document = await world.propose(kind, target)
+            plan = await world.let_run(document, rng.sample(PEOPLE, 2))
+            if rng.random() < 0.7:
+                end = world.clock.monotonic() + 25.0
+                while world.clock.monotonic() < end and not (await world.plan(plan)).ended:
+                    await world.wait(0.25)
+
+        await self._ask(f"order: {kind} to {target}", give)
+
     async def plan(self) -> None:
         kind = self.rng.choice(["failover", "failover", "switchover", "failback"])
         target = self.rng.choice(REGIONS)
@@ -228,7 +246,7 @@ async def one(keys_dir: Path, seed: int) -> str:
     try:
         await world.served(agents=3, seconds=rng.choice([0.5, 2.0, 5.0]))
         with world.effects(chaos.before, chaos.after):
-            await chaos.run(rng.choice([15.0, 30.0, 60.0]))
+            await chaos.run(rng.choice([20.0, 45.0, 90.0]))
         check_all(world)
         await recover(world)
     except (AssertionError, DrError, TimeoutError) as error:

@@ -228,7 +228,7 @@ def test_endpoints_are_tried_until_one_answers_also_past_a_frozen_one(
     site: Site, drctl: Drctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stopped process accepts connections and says nothing."""
-    monkeypatch.setattr("controller.cli.client.CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("controller.cli.client.CONNECT_SECONDS", 1.0)
     with socket.socket() as frozen:
         frozen.bind(("127.0.0.1", 0))
         frozen.listen(5)

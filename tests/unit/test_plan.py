@@ -288,7 +288,7 @@ def test_a_silent_region_that_opened_an_epoch_again_voids_the_plan(
     silent = replace(with_evidence(holders=()), kind=kind)
     found = drift(silent, replace(silent.evidence, forks=forks))
     assert found is not None
-    assert "epoch 42 of eu-west-1 opened after the plan was made" in found
+    assert "epoch 42 opened after the plan was made: eu-west-1" in found
     assert drift(silent, silent.evidence) is None
     assert drift(silent, replace(silent.evidence, holders=SEEN.holders)) is None  # it has the lease and opened nothing yet
 

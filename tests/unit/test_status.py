@@ -149,11 +149,6 @@ def test_without_a_report_nothing_is_said_to_be_zero() -> None:
     assert isinstance(region(status, NEAR).protected, Unknown)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="compose() looks at the reports that exist only: a stream without one (never opened, or a report that could not be "
-    "decoded) counts as no exposure and as protected, although no information is never zero",
-)
 def test_a_stream_that_nobody_has_reported_makes_the_group_unknown() -> None:
     heads = {"0": seen().heads["0"], "1": {NEAR: Head("1", 5)}}
     status = compose(seen(heads=heads))
