@@ -27,6 +27,8 @@ from controller.stream.writer import StreamWriter, WriterLimits
 
 DRAIN_POLL_SECONDS = 0.1
 RETRY_SECONDS = 0.5
+LASTING_RETRY_SECONDS = 5.0
+"""Pause after an error that waiting alone does not mend: somebody has to do something first."""
 OPENING_AGENT = "opening"
 
 
@@ -262,9 +264,10 @@ class Active:
                 if error.message != said:
                     said = error.message
                     shell.tell("promotion", said, error=error.code)
-                if not isinstance(error, (Unavailable, Conflict)):
+                lasting = not isinstance(error, (Unavailable, Conflict))
+                if lasting:
                     await promotion.page_once(said)
-                await ports.clock.sleep(RETRY_SECONDS)
+                await ports.clock.sleep(LASTING_RETRY_SECONDS if lasting else RETRY_SECONDS)
         await self._tidy()
 
     async def _unfinished(self) -> Seen[PlanRecord] | None:

@@ -279,7 +279,15 @@ class Opening:
             Compare.modified(parts.keys.authority, authority.revision),
         ]
         if plan is None:
-            result = await parts.coordinator.txn(compare, [Put(key, encode(opened))])
+            result = await parts.book.audit.commit(
+                compare,
+                [Put(key, encode(opened))],
+                at=parts.clock.wall(),
+                actor=f"{parts.region}/{parts.instance}",
+                action="epoch-opened",
+                subject=fence.stream,
+                detail={"epoch": fence.epoch, "first_seq": tail.seq + 1},
+            )
             if not result.succeeded:
                 raise Conflict("something changed while the epoch was opening", hint="trying again")
             return

@@ -67,6 +67,11 @@ class PlanBook:
         """Keys of plans that could not be decoded at the last look, with the reasons."""
 
     @property
+    def audit(self) -> Audit:
+        """Where decisions about plans are recorded, for others who decide in the same transactions."""
+        return self._audit
+
+    @property
     def plan_ttl_seconds(self) -> float:
         """How long a plan may wait for its approvals."""
         return self._policy.plan_ttl_seconds

@@ -297,5 +297,7 @@ async def sweep_barrier(coordinator: Coordinator, keys: Keys, book: PlanBook, no
     pinned = [Compare.modified(keys.authority, authority.revision)]
     if plan is not None:
         pinned.append(Compare.modified(plan.item.key, plan.revision))
-    result = await coordinator.txn(pinned, [cleared])
+    result = await book.audit.commit(
+        pinned, [cleared], at=now, actor="sweep", action="barrier-cleared", subject=authority.value.barrier.plan
+    )
     return f"cleared the barrier of plan {authority.value.barrier.plan}" if result.succeeded else None

@@ -1,6 +1,6 @@
 """Random faults from seeds: whatever happens, every promise holds, and once the faults are over the group serves again.
 
-``SEEDS``: how many (default 50); ``SEED``: exactly this one, with the whole story on failure.
+``SEEDS``: how many (default 40, about a second each); ``SEED``: exactly this one, with the whole story on failure.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tests.simulation.checkers import check_all, settle
 from tests.simulation.roads import Call
 from tests.simulation.world import ETCD, PEOPLE, REGIONS, ZONE, World
 
-SEEDS = int(os.environ.get("SEEDS", "50"))
-GROUPS = 10
+SEEDS = int(os.environ.get("SEEDS", "40"))
+GROUPS = 4
 """Into how many tests the seeds are divided."""
 
 
@@ -237,8 +237,8 @@ class Chaos:
                 raise
 
 
-async def one(keys_dir: Path, seed: int) -> str:
-    """One run. Returns what it reached, for those who want to know that the runs are worth something."""
+async def one(keys_dir: Path, seed: int) -> int:
+    """One run. Returns how many promotions were carried to their end: runs without any would be worth little."""
     rng = random.Random(seed)
     latency = rng.choice([None, (0.001, 0.02), (0.01, 0.3)])
     world = World(keys_dir, seed=seed, latency=latency)
@@ -252,8 +252,7 @@ async def one(keys_dir: Path, seed: int) -> str:
     except (AssertionError, DrError, TimeoutError) as error:
         done = "\n".join(chaos.done[-60:])
         raise AssertionError(f"seed {seed}: {error}\nchaos:\n{done}") from error
-    states = [entry.plan[1].state for entry in world.history.transactions if entry.plan is not None]
-    return f"{states.count(State.DONE)} promotions, {len(world.acks)} acknowledgements"
+    return [entry.plan[1].state for entry in world.history.transactions if entry.plan is not None].count(State.DONE)
 
 
 async def recover(world: World) -> None:
@@ -280,5 +279,5 @@ async def recover(world: World) -> None:
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_whatever_happens_every_promise_holds_and_the_group_comes_back(group: int, keys_dir: Path) -> None:
     seeds = [int(os.environ["SEED"])] if "SEED" in os.environ else range(group, SEEDS, GROUPS)
-    for seed in seeds:
-        run_virtual(one(keys_dir, seed), limit_seconds=3000)
+    promotions = [run_virtual(one(keys_dir, seed), limit_seconds=3000) for seed in seeds]
+    assert sum(promotions) > 0 or len(promotions) < 5, "the faults left nothing to look at"
