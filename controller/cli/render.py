@@ -235,7 +235,7 @@ def _print_regions(console: Console, regions: Sequence[RegionStatus], now: float
         style = "yellow" if isinstance(protected, Unknown) else "green" if protected else "red"
         table.add_row(
             text(region.region, "bold"),
-            text("active" if region.active else "standby", "green" if region.active else ""),
+            text(wording.role(region.active, region.members), "green" if region.active else "" if region.members else "red"),
             *_behind(region.lag, now, wide),
             text("unknown" if isinstance(protected, Unknown) else wording.yes_no(protected, now), style),
             _short(region.weight, wording.count(region.weight, now)),

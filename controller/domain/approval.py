@@ -209,7 +209,7 @@ def _judge(
         if why is None and approval.decision == REFUSE and "refusal" not in without:
             refused_by = refused_by or approval.principal
         elif why is None and person == requester and "requester" not in without:
-            why = "asked for the plan (or shares a name or key with the requester) and cannot approve it"
+            why = "is by the person who asked for the plan (same name or same key), and who asks cannot approve"
         elif why is None and person in valid:
             why = f"is the same person as {valid[person]} (same name or same key) and counts once"
         elif why is None:

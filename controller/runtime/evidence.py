@@ -239,9 +239,7 @@ def _checks(
         ),
         Check("fence-quorum", lacks is None, lacks or f"{len(answering)} of {len(authority.stores)} stores answer"),
         Check("epoch-floor", floor <= authority.epoch, f"greatest epoch in a store {floor}, in etcd {authority.epoch}"),
-        Check(
-            "settings-equal", len(prints) <= 1, f"{len(prints)} different settings among {len(seen.members)} live controllers"
-        ),
+        Check("settings-equal", len(prints) <= 1, f"{len(seen.members)} live controllers with {len(prints)} sets of settings"),
         Check(
             "no-other-plan",
             barrier is None or barrier.plan == plan,

@@ -76,6 +76,11 @@ def seconds(value: float | Unknown, now: float) -> str:
     return unknown(value, now) if isinstance(value, Unknown) else duration(value)
 
 
+def role(active: bool, members: int) -> str:
+    """What a region does now. One without a live controller is no standby: it is silent."""
+    return "active" if active else "standby" if members else "silent"
+
+
 def yes_no(value: bool | Unknown, now: float) -> str:
     """``yes``, ``no`` or how long it has been unknown."""
     if isinstance(value, Unknown):

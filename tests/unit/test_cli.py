@@ -163,7 +163,7 @@ def test_watch_prints_a_json_document_a_line_and_survives_an_outage(site: Site, 
 def test_a_narrow_terminal_gets_a_table_that_is_not_torn(site: Site, drctl: Drctl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.cli.session.PIPE_WIDTH", 80)
     seen = drctl("status").out
-    assert "us-east-1     standby  unknown for 1 min 10 s" in seen
+    assert "us-east-1     silent   unknown for 1 min 10 s" in seen
     assert "segments" not in seen
 
 
