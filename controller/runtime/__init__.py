@@ -1,6 +1,6 @@
 """The daemon: everything that runs in a controller, built from decisions (domain), the stream and the ports.
 
-    controller    one instance: its loops, its role, what it answers to the API
+    controller    one instance: its loops and its role; desk: what it answers to agents, people and probes
     tenure        the lease in this instance's hands: acquire, heartbeat, release
     opening       fence, hold, choose, bring home, fork: how an epoch opens
     plans         plans, approvals, journal in etcd; takeover: check, quiesce, authorize; promotion: verify … report

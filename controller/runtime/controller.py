@@ -17,7 +17,7 @@ a controller that limps on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,58 +25,43 @@ from controller import __version__
 from controller.domain.fleet import FleetPolicy
 from controller.domain.lease import Beat as BeatVerdict
 from controller.domain.model import (
-    Authority,
-    Beat,
-    BeatAnswer,
     Forks,
-    Frame,
     Head,
-    Holder,
-    IngestAnswer,
-    Kind,
     Member,
     Position,
-    Record,
     Role,
     StreamReport,
     Unknown,
 )
 from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
-from controller.errors import Corrupt, DrError, NotActive, NotFound, OutcomeUnknown, Refused, Unavailable
+from controller.errors import Corrupt, DrError, Refused
 from controller.ports import Page
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.audit import Audit
+from controller.runtime.desk import Desk
 from controller.runtime.documents import Keys, Seen, read, read_readable
-from controller.runtime.evidence import Coordination, LocalKnowledge, gather, look, read_heads, read_traffic
+from controller.runtime.evidence import Coordination, LocalKnowledge, gather, look, read_heads
 from controller.runtime.fleet import FleetManager
 from controller.runtime.membership import Membership
 from controller.runtime.metrics import Metrics
 from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
 from controller.runtime.service import (
-    AgentSeen,
-    ApprovalRequest,
-    AuditEntry,
-    Incident,
-    PlanDocument,
     PlanRequest,
-    Status,
 )
-from controller.runtime.status import Observation, compose
 from controller.runtime.takeover import Takeover, TakeoverPolicy, is_overtaken, overtaken, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.watch import Watch, WatchPolicy
 from controller.runtime.wiring import outside_of, stream_names
 from controller.settings import Settings, fingerprint
 from controller.stream.follower import Follower
-from controller.stream.reader import read_record
 from controller.stream.view import View
 
 FOLLOW_BUDGET = 64
 
 
-class Controller:
+class Controller(Desk):
     """Implements ``ControllerService``. ``run`` lives until it is cancelled; ``stop`` gives back what it may give back."""
 
     def __init__(
@@ -509,211 +494,5 @@ class Controller:
         kind = self._book.kind_of(request)
         evidence, _ = await gather(self._outside, kind, request.to, await self._knowledge())
         return await self._book.create(request, evidence)
-
-    # ------------------------------------------------------------------------------------------------------- agents
-
-    @property
-    def region(self) -> str:
-        return self._settings.region
-
-    @property
-    def instance(self) -> str:
-        return self._settings.instance
-
-    @property
-    def role(self) -> Role:
-        return self._role
-
-    def may_act(self) -> bool:
-        """Whether this instance serves now."""
-        return self._active is not None and self._active.serving and self._active.tenure.may_act()
-
-    def ready(self) -> tuple[bool, str]:
-        """A holder is ready while it may act and what it takes is committed in time, a standby while it follows."""
-        if self._active is not None:
-            waiting = self._active.writer.oldest_waiting_seconds() if self._active.writer is not None else 0.0
-            if waiting > self._settings.stream.ack_timeout_seconds:
-                return False, f"a record has waited for its copies for {waiting:.0f} s"
-            return self.may_act(), self._reason
-        age = self._clock.monotonic() - self._followed_at
-        if age > max(5.0, 10 * self._settings.stream.follow_seconds):
-            return False, self._warnings.get("follow", "the copy of this region's store is not being followed")
-        return True, self._reason
-
-    def _right_seconds(self) -> float:
-        return self._active.tenure.remaining_seconds() if self.may_act() and self._active else 0.0
-
-    def _active_address(self) -> str | None:
-        """Where the holder listens, as of the last look."""
-        holders = self._seen.holders if self._seen else ()
-        return next((holder.address for holder in holders if holder.instance != self._settings.instance), None)
-
-    def _serving(self) -> Active:
-        active = self._active
-        if active is None or not active.serving or not active.tenure.may_act():
-            raise NotActive(
-                f"{self._settings.region}/{self._settings.instance} is {self._role.value}: {self._reason}",
-                hint="ask the active controller",
-                active=self._active_address(),
-            )
-        return active
-
-    async def _submit_own(self, frames: Sequence[Frame]) -> IngestAnswer:
-        active = self._serving()
-        acks = await active.submit(frames)
-        return IngestAnswer(active.tenure.fence.epoch, active.tenure.remaining_seconds(), tuple(acks))
-
-    async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
-        """See ``ControllerService``. A record under a stale attempt number fails alone."""
-        return await self._serving().ingest(frames)
-
-    async def beat(self, beat: Beat) -> BeatAnswer:
-        return await self._fleet.beat(beat)
-
-    async def create_task(self, agent: str, spec: Mapping[str, object]) -> IngestAnswer:
-        self._serving()
-        return await self._fleet.create_task(agent, spec)
-
-    def agents(self) -> tuple[AgentSeen, ...]:
-        """Every agent in this region's view, without the controller's own."""
-        return tuple(
-            AgentSeen(
-                found.agent,
-                found.records,
-                found.latest_id,
-                found.latest_seq,
-                found.received_at,
-                found.attempt,
-                self._fleet.host_of(found.agent)[0],
-            )
-            for found in self._view.agents()
-            if found.latest_kind not in (Kind.CANARY, Kind.OPENING)
-        )
-
-    async def latest(self, agent: str, kind: str) -> tuple[Record, bytes]:
-        record = self._view.latest_record(agent, kind)
-        if record is None:
-            raise NotFound(f"agent {agent!r} has no record of kind {kind!r}", hint="`drctl agents` lists them")
-        return await read_record(self._view, self._store, agent, record.id)
-
-    async def read(self, agent: str, record_id: str) -> tuple[Record, bytes]:
-        return await read_record(self._view, self._store, agent, record_id)
-
-    def records(self, agent: str, limit: int, before: str | None) -> tuple[Record, ...]:
-        return self._view.records(agent, limit, before)
-
-    # ---------------------------------------------------------------------------------------------------- operators
-
-    async def status(self) -> Status:
-        try:
-            seen: Coordination | None = await look(self._outside)
-            plans = tuple(found.value for found in await self._book.all() if not found.value.ended)
-            incidents = await self._watch.incidents(include_closed=False)
-            gone: Unknown | None = None
-        except Unavailable as error:
-            seen, plans, incidents, gone = self._seen, (), (), Unknown(self._seen_at, error.message)
-        traffic = await read_traffic(self._outside)
-        authority: Authority | Unknown = gone or (seen.authority.value if seen else Unknown(0.0, "never seen"))
-        holders: tuple[Holder, ...] | Unknown = gone or (seen.holders if seen else Unknown(0.0, "never seen"))
-        return compose(
-            Observation(
-                group=self._settings.group,
-                region=self.region,
-                instance=self.instance,
-                role=self._role,
-                now=self._clock.wall(),
-                authority=authority,
-                holders=holders,
-                members=seen.members if seen else (),
-                reports=seen.reports if seen else {},
-                heads=self._heads,
-                traffic=traffic,
-                plans=plans,
-                incidents=incidents,
-                agents=len(self.agents()),
-                right_seconds=self._right_seconds(),
-                rpo_seconds=self._settings.rpo.seconds,
-                rpo_policy=self._settings.rpo.policy,
-                fresh_seconds=3 * self._settings.rpo.report_seconds + 1,
-                positions=self._positions(),
-                warnings=self._all_warnings(plans),
-                regions=tuple(self._settings.regions),
-            )
-        )
-
-    def _all_warnings(self, plans: Sequence[PlanRecord]) -> tuple[str, ...]:
-        """What the loops complain about, documents in etcd that are skipped, and plans that go around the rule of two."""
-        loops = [f"{name}: {text}" for name, text in sorted(self._warnings.items())]
-        seen = self._seen.unreadable if self._seen else {}
-        skipped = {**seen, **self._book.unreadable, **self._watch.unreadable}
-        loud = [f"break-glass: plan {record.plan.id} by {record.plan.requester}" for record in plans if record.plan.break_glass]
-        return (*loops, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
-
-    async def members(self) -> tuple[Member, ...]:
-        return (await look(self._outside)).members
-
-    async def incidents(self, include_closed: bool = False) -> tuple[Incident, ...]:
-        return await self._watch.incidents(include_closed)
-
-    async def create_plan(self, request: PlanRequest) -> PlanDocument:
-        try:
-            plan = (await self._propose(request)).value.plan
-        except OutcomeUnknown:
-            if request.break_glass:
-                await self._shout(_glass(request.to, f"{request.requester} asks for it ({request.reason}); it may be stored"))
-            raise
-        if plan.break_glass:
-            await self._shout(_glass(plan.target, f"plan {plan.id} was made by {plan.requester}: {plan.reason}"))
-        return await self._book.document(plan.id)
-
-    async def plans(self) -> tuple[PlanRecord, ...]:
-        return tuple(found.value for found in await self._book.all())
-
-    async def plan(self, plan_id: str) -> PlanDocument:
-        return await self._book.document(plan_id)
-
-    async def approve(self, plan_id: str, approval: ApprovalRequest) -> PlanDocument:
-        await self._book.approve(plan_id, approval)
-        return await self._book.document(plan_id)
-
-    async def execute(self, plan_id: str, requester: str, confirm: str) -> PlanDocument:
-        before = (await self._book.get(plan_id)).value
-        said = f"plan {plan_id} was ordered to run by {requester or 'unknown'}"
-        loud = before.plan.break_glass and not before.execute_requested_by
-        try:
-            await self._book.request_execution(plan_id, requester, confirm)
-        except Unavailable:
-            if loud:
-                await self._shout(_glass(before.plan.target, f"{said}, or an attempt was made: the outcome is unknown"))
-            raise
-        if loud:
-            await self._shout(_glass(before.plan.target, said))
-        return await self._book.document(plan_id)
-
-    async def abort(self, plan_id: str, requester: str, reason: str) -> PlanDocument:
-        await self._book.abort(plan_id, requester, reason)
-        return await self._book.document(plan_id)
-
-    async def audit(self, after: int, limit: int) -> tuple[AuditEntry, ...]:
-        entries = []
-        for n in range(after + 1, after + 1 + limit):
-            found = await read(self._ports.coordinator, self._keys.audit(n), AuditEntry)
-            if found is None:
-                break
-            entries.append(found.value)
-        return tuple(entries)
-
-    def metrics(self) -> bytes:
-        positions = {stream: position.seq for stream, position in self._positions().items()}
-        epoch = self._active.tenure.fence.epoch if self._active else 0
-        report = self._active.last_report if self._active else None
-        return self._metrics.render(self._role, self._right_seconds(), epoch, len(self.agents()), positions, report)
-
-
-def _glass(target: str, text: str) -> Page:
-    """What people are told about a break-glass plan."""
-    title = f"break-glass: the fleet may move to {target} on fewer approvals than usual"
-    return Page(f"break-glass-{target}", "critical", title, text, "region-failover")
-
 
 __all__ = ["Controller", "Ports"]

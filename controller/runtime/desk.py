@@ -1,0 +1,293 @@
+"""What a controller answers: to agents, to people, to probes. The other half of ``Controller``, which has the loops.
+
+A ``Desk`` changes nothing by itself but what it is asked to: records through the active epoch, plans through the plan book. It
+reads what the loops have seen; the annotations below say what it needs of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from controller.domain.model import (
+    Authority,
+    Beat,
+    BeatAnswer,
+    Frame,
+    Head,
+    Holder,
+    IngestAnswer,
+    Kind,
+    Member,
+    Position,
+    Record,
+    Role,
+    Unknown,
+)
+from controller.domain.promotion import PlanRecord
+from controller.errors import NotActive, NotFound, OutcomeUnknown, Unavailable
+from controller.ports import Clock, Page, RegionStore
+from controller.runtime.active import Active, Ports
+from controller.runtime.documents import Keys, Seen, read
+from controller.runtime.evidence import Coordination, Outside, look, read_traffic
+from controller.runtime.fleet import FleetManager
+from controller.runtime.metrics import Metrics
+from controller.runtime.plans import PlanBook
+from controller.runtime.service import (
+    AgentSeen,
+    ApprovalRequest,
+    AuditEntry,
+    Incident,
+    PlanDocument,
+    PlanRequest,
+    Status,
+)
+from controller.runtime.status import Observation, compose
+from controller.runtime.watch import Watch
+from controller.settings import Settings
+from controller.stream.reader import read_record
+from controller.stream.view import View
+
+FOLLOW_BUDGET = 64
+
+
+class Desk(ABC):
+    """Implements ``ControllerService`` on what the loops of ``Controller`` keep."""
+
+    _settings: Settings
+    _ports: Ports
+    _clock: Clock
+    _keys: Keys
+    _view: View
+    _store: RegionStore
+    _outside: Outside
+    _book: PlanBook
+    _watch: Watch
+    _fleet: FleetManager
+    _metrics: Metrics
+    _active: Active | None
+    _role: Role
+    _reason: str
+    _seen: Coordination | None
+    _seen_at: float
+    _heads: dict[str, dict[str, Head | Unknown]]
+    _followed_at: float
+    _warnings: dict[str, str]
+    _unheard: list[Page]
+
+    @abstractmethod
+    def _positions(self) -> dict[str, Position]:
+        """Where the followers are."""
+
+    @abstractmethod
+    async def _propose(self, request: PlanRequest) -> Seen[PlanRecord]:
+        """Gathers the evidence and stores the plan."""
+
+    @abstractmethod
+    async def _shout(self, *pages: Page) -> None:
+        """Pages people; what nobody heard is tried again."""
+
+    # ------------------------------------------------------------------------------------------------------- agents
+
+    @property
+    def region(self) -> str:
+        return self._settings.region
+
+    @property
+    def instance(self) -> str:
+        return self._settings.instance
+
+    @property
+    def role(self) -> Role:
+        return self._role
+
+    def may_act(self) -> bool:
+        """Whether this instance serves now."""
+        return self._active is not None and self._active.serving and self._active.tenure.may_act()
+
+    def ready(self) -> tuple[bool, str]:
+        """A holder is ready while it may act and what it takes is committed in time, a standby while it follows."""
+        if self._active is not None:
+            waiting = self._active.writer.oldest_waiting_seconds() if self._active.writer is not None else 0.0
+            if waiting > self._settings.stream.ack_timeout_seconds:
+                return False, f"a record has waited for its copies for {waiting:.0f} s"
+            return self.may_act(), self._reason
+        age = self._clock.monotonic() - self._followed_at
+        if age > max(5.0, 10 * self._settings.stream.follow_seconds):
+            return False, self._warnings.get("follow", "the copy of this region's store is not being followed")
+        return True, self._reason
+
+    def _right_seconds(self) -> float:
+        return self._active.tenure.remaining_seconds() if self.may_act() and self._active else 0.0
+
+    def _active_address(self) -> str | None:
+        """Where the holder listens, as of the last look."""
+        holders = self._seen.holders if self._seen else ()
+        return next((holder.address for holder in holders if holder.instance != self._settings.instance), None)
+
+    def _serving(self) -> Active:
+        active = self._active
+        if active is None or not active.serving or not active.tenure.may_act():
+            raise NotActive(
+                f"{self._settings.region}/{self._settings.instance} is {self._role.value}: {self._reason}",
+                hint="ask the active controller",
+                active=self._active_address(),
+            )
+        return active
+
+    async def _submit_own(self, frames: Sequence[Frame]) -> IngestAnswer:
+        active = self._serving()
+        acks = await active.submit(frames)
+        return IngestAnswer(active.tenure.fence.epoch, active.tenure.remaining_seconds(), tuple(acks))
+
+    async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
+        """See ``ControllerService``. A record under a stale attempt number fails alone."""
+        return await self._serving().ingest(frames)
+
+    async def beat(self, beat: Beat) -> BeatAnswer:
+        return await self._fleet.beat(beat)
+
+    async def create_task(self, agent: str, spec: Mapping[str, object]) -> IngestAnswer:
+        self._serving()
+        return await self._fleet.create_task(agent, spec)
+
+    def agents(self) -> tuple[AgentSeen, ...]:
+        """Every agent in this region's view, without the controller's own."""
+        return tuple(
+            AgentSeen(
+                found.agent,
+                found.records,
+                found.latest_id,
+                found.latest_seq,
+                found.received_at,
+                found.attempt,
+                self._fleet.host_of(found.agent)[0],
+            )
+            for found in self._view.agents()
+            if found.latest_kind not in (Kind.CANARY, Kind.OPENING)
+        )
+
+    async def latest(self, agent: str, kind: str) -> tuple[Record, bytes]:
+        record = self._view.latest_record(agent, kind)
+        if record is None:
+            raise NotFound(f"agent {agent!r} has no record of kind {kind!r}", hint="`drctl agents` lists them")
+        return await read_record(self._view, self._store, agent, record.id)
+
+    async def read(self, agent: str, record_id: str) -> tuple[Record, bytes]:
+        return await read_record(self._view, self._store, agent, record_id)
+
+    def records(self, agent: str, limit: int, before: str | None) -> tuple[Record, ...]:
+        return self._view.records(agent, limit, before)
+
+    # ---------------------------------------------------------------------------------------------------- operators
+
+    async def status(self) -> Status:
+        try:
+            seen: Coordination | None = await look(self._outside)
+            plans = tuple(found.value for found in await self._book.all() if not found.value.ended)
+            incidents = await self._watch.incidents(include_closed=False)
+            gone: Unknown | None = None
+        except Unavailable as error:
+            seen, plans, incidents, gone = self._seen, (), (), Unknown(self._seen_at, error.message)
+        traffic = await read_traffic(self._outside)
+        authority: Authority | Unknown = gone or (seen.authority.value if seen else Unknown(0.0, "never seen"))
+        holders: tuple[Holder, ...] | Unknown = gone or (seen.holders if seen else Unknown(0.0, "never seen"))
+        return compose(
+            Observation(
+                group=self._settings.group,
+                region=self.region,
+                instance=self.instance,
+                role=self._role,
+                now=self._clock.wall(),
+                authority=authority,
+                holders=holders,
+                members=seen.members if seen else (),
+                reports=seen.reports if seen else {},
+                heads=self._heads,
+                traffic=traffic,
+                plans=plans,
+                incidents=incidents,
+                agents=len(self.agents()),
+                right_seconds=self._right_seconds(),
+                rpo_seconds=self._settings.rpo.seconds,
+                rpo_policy=self._settings.rpo.policy,
+                fresh_seconds=3 * self._settings.rpo.report_seconds + 1,
+                positions=self._positions(),
+                warnings=self._all_warnings(plans),
+                regions=tuple(self._settings.regions),
+            )
+        )
+
+    def _all_warnings(self, plans: Sequence[PlanRecord]) -> tuple[str, ...]:
+        """What the loops complain about, documents in etcd that are skipped, and plans that go around the rule of two."""
+        loops = [f"{name}: {text}" for name, text in sorted(self._warnings.items())]
+        seen = self._seen.unreadable if self._seen else {}
+        skipped = {**seen, **self._book.unreadable, **self._watch.unreadable}
+        loud = [f"break-glass: plan {record.plan.id} by {record.plan.requester}" for record in plans if record.plan.break_glass]
+        return (*loops, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
+
+    async def members(self) -> tuple[Member, ...]:
+        return (await look(self._outside)).members
+
+    async def incidents(self, include_closed: bool = False) -> tuple[Incident, ...]:
+        return await self._watch.incidents(include_closed)
+
+    async def create_plan(self, request: PlanRequest) -> PlanDocument:
+        try:
+            plan = (await self._propose(request)).value.plan
+        except OutcomeUnknown:
+            if request.break_glass:
+                await self._shout(_glass(request.to, f"{request.requester} asks for it ({request.reason}); it may be stored"))
+            raise
+        if plan.break_glass:
+            await self._shout(_glass(plan.target, f"plan {plan.id} was made by {plan.requester}: {plan.reason}"))
+        return await self._book.document(plan.id)
+
+    async def plans(self) -> tuple[PlanRecord, ...]:
+        return tuple(found.value for found in await self._book.all())
+
+    async def plan(self, plan_id: str) -> PlanDocument:
+        return await self._book.document(plan_id)
+
+    async def approve(self, plan_id: str, approval: ApprovalRequest) -> PlanDocument:
+        await self._book.approve(plan_id, approval)
+        return await self._book.document(plan_id)
+
+    async def execute(self, plan_id: str, requester: str, confirm: str) -> PlanDocument:
+        before = (await self._book.get(plan_id)).value
+        said = f"plan {plan_id} was ordered to run by {requester or 'unknown'}"
+        loud = before.plan.break_glass and not before.execute_requested_by
+        try:
+            await self._book.request_execution(plan_id, requester, confirm)
+        except Unavailable:
+            if loud:
+                await self._shout(_glass(before.plan.target, f"{said}, or an attempt was made: the outcome is unknown"))
+            raise
+        if loud:
+            await self._shout(_glass(before.plan.target, said))
+        return await self._book.document(plan_id)
+
+    async def abort(self, plan_id: str, requester: str, reason: str) -> PlanDocument:
+        await self._book.abort(plan_id, requester, reason)
+        return await self._book.document(plan_id)
+
+    async def audit(self, after: int, limit: int) -> tuple[AuditEntry, ...]:
+        entries = []
+        for n in range(after + 1, after + 1 + limit):
+            found = await read(self._ports.coordinator, self._keys.audit(n), AuditEntry)
+            if found is None:
+                break
+            entries.append(found.value)
+        return tuple(entries)
+
+    def metrics(self) -> bytes:
+        positions = {stream: position.seq for stream, position in self._positions().items()}
+        epoch = self._active.tenure.fence.epoch if self._active else 0
+        report = self._active.last_report if self._active else None
+        return self._metrics.render(self._role, self._right_seconds(), epoch, len(self.agents()), positions, report)
+
+
+def _glass(target: str, text: str) -> Page:
+    """What people are told about a break-glass plan."""
+    title = f"break-glass: the fleet may move to {target} on fewer approvals than usual"
+    return Page(f"break-glass-{target}", "critical", title, text, "region-failover")
