@@ -395,8 +395,7 @@ class Active:
                     self.tenure.lose(self.over)
                     return
             await clock.sleep(DRAIN_POLL_SECONDS)
-        if proved:
-            await self._count_on_home_again()
+        await self._count_on_home_again()  # also when no proof is known: one may have been applied whose answer was lost
         self.tenure.drained = False
         self._draining = False
         writer.unfreeze()
@@ -424,7 +423,7 @@ class Active:
         return result.succeeded
 
     async def _count_on_home_again(self) -> None:
-        """The move was called off after the proof: the record must say who may acknowledge alone *before* anybody does."""
+        """The move was called off, maybe after the proof: the record must say who may acknowledge alone before anybody does."""
         assert self.writer is not None
         coordinator, keys, stream = self._shell.ports.coordinator, self._shell.keys, self.tenure.fence.stream
         key = keys.forks(stream)

@@ -13,6 +13,7 @@ from controller.domain.promotion import State
 from controller.errors import Corrupt, OutcomeUnknown, Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.ports import Put
+from controller.runtime.active import Active
 from controller.runtime.documents import decode
 from controller.runtime.service import ApprovalRequest
 from tests.simulation.checkers import check_all, live_history, lost_acks, settle
@@ -306,6 +307,40 @@ def test_a_switchover_whose_drain_cannot_finish_aborts_and_the_old_holder_serves
         assert (authority.region, authority.epoch, authority.barrier) == (HOME, 1, None)
         await settle(world)
         assert lost_acks(world, live_history(world)) == []
+
+    run(keys_dir, story)
+
+
+@pytest.mark.parametrize("answer_lost", [False, True])
+def test_a_move_that_is_called_off_after_the_drain_records_who_acknowledges_alone_before_anybody_does(
+    keys_dir: Path, monkeypatch: pytest.MonkeyPatch, answer_lost: bool
+) -> None:
+    """The proof of a drain says that nobody may have acknowledged alone. Left in place, a later opening without the home store
+    would take single copies for safe."""
+    proofs: list[str] = []
+    prove = Active._prove_drained
+
+    async def proving(self: Active, plan: str) -> bool:
+        applied = await prove(self, plan)
+        if applied:
+            proofs.append(plan)
+        return applied and not answer_lost  # lost: it was applied, and the holder does not know
+
+    monkeypatch.setattr(Active, "_prove_drained", proving)
+
+    async def story(world: World, active: Instance) -> None:
+        key = world.keys.forks("s00")
+        plan = await world.let_run(await world.propose("switchover", TARGET))
+        await world.until(lambda: bool(proofs), 20, "the proof")
+        item = await world.coordinator.get(key)
+        assert item is not None
+        assert decode(Forks, item.value).sole_ackers == ()
+        await world.someone(TARGET).controller.abort(plan, "carol", "changed our minds")
+        await world.until(lambda: active.controller.role is Role.ACTIVE, 20, "home serving on")
+        item = await world.coordinator.get(key)
+        assert item is not None
+        assert decode(Forks, item.value).sole_ackers == (HOME,)
+        await served_again(world)
 
     run(keys_dir, story)
 
