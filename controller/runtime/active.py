@@ -182,7 +182,6 @@ class Active:
                 queue_max_bytes=stream.queue_max_bytes,
                 pipeline_depth=stream.pipeline_depth,
                 ack_timeout_seconds=stream.ack_timeout_seconds,
-                brownout_seconds=stream.brownout_seconds,
             ),
         )
         self.writer = writer

@@ -98,7 +98,6 @@ class Controller(Desk):
                 tolerance_seconds=promotion.tolerance_seconds,
                 tolerance_records=promotion.tolerance_records,
                 active_weight=settings.traffic.active_weight,
-                ttl_seconds=settings.etcd.ttl_seconds,
             ),
             tuple(settings.regions),
             settings.instance,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from controller.domain import lag, replication
 from controller.domain.model import Authority, Forks, Head, Holder, Member, StreamReport, Unknown
 from controller.domain.plan import NO_LOSS, Check, Evidence, HeadSeen, Loss, PlanKind, StoreUnknown
-from controller.errors import DrError, Misconfigured, Refused, Unavailable
+from controller.errors import DrError, Misconfigured, Refused
 from controller.ports import Clock, Coordinator, RegionStore, Resolver, Traffic, TrafficState
 from controller.runtime.documents import Keys, Seen, read, read_all, read_readable
 from controller.stream.patience import GRACE_SECONDS, ask_all
@@ -269,16 +269,3 @@ def require(evidence: Evidence) -> None:
     if evidence.failing:
         listed = "; ".join(f"{check.name}: {check.detail}" for check in evidence.failing)
         raise Refused(f"{len(evidence.failing)} checks fail: {listed}", hint="mend these first; `drctl status` shows them")
-
-
-__all__ = [
-    "Coordination",
-    "LocalKnowledge",
-    "Outside",
-    "Unavailable",
-    "gather",
-    "look",
-    "read_heads",
-    "read_traffic",
-    "require",
-]

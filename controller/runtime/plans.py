@@ -35,7 +35,6 @@ class PlanPolicy:
     tolerance_seconds: float
     tolerance_records: int
     active_weight: int
-    ttl_seconds: int
 
 
 class PlanBook:

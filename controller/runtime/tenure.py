@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from controller.domain import lease
-from controller.domain.lease import Beat, GuardedRead, Heartbeat, Right, Verdict
+from controller.domain.lease import GuardedRead, Heartbeat, Right, Verdict
 from controller.domain.model import Authority, Barrier, Fence, Holder
 from controller.errors import OutcomeUnknown, Refused, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Get, Lease, Put
@@ -169,6 +169,3 @@ async def acquire(
     return Tenure(
         coordinator, keys, clock, Fence(stream, epoch, region, instance), held, item.create_revision, right, margin_seconds
     )
-
-
-__all__ = ["Beat", "Tenure", "acquire", "may_acquire"]

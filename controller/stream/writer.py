@@ -48,7 +48,6 @@ class WriterLimits:
     queue_max_bytes: int = 64 * 2**20
     pipeline_depth: int = 8
     ack_timeout_seconds: float = 10.0
-    brownout_seconds: float = 5.0
 
 
 @dataclass(slots=True)
@@ -153,7 +152,6 @@ class StreamWriter:
         self._queue_bytes = 0
         self._pending: dict[tuple[str, str], Pending] = {}
         self._have_work = asyncio.Event()
-        self._drained = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._applied = tail.seq
         self._acknowledged = Mark(tail.seq, home_head.received_at, home_head.records, home_head.bytes)
