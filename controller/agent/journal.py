@@ -27,6 +27,7 @@ from controller.agent.client import ACKNOWLEDGED, AsyncCheckpoints
 from controller.domain.model import Record
 from controller.errors import Conflict, NotFound, Unavailable
 from controller.stream.limits import DEFAULT_LIMITS
+from controller.stream.live import REPEAT
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,6 @@ STALE_TRIES = 5
 """Times that a list without our own records is asked for again before a mark is written to learn the truth."""
 PAUSE_SECONDS = 0.05
 CONCURRENT_READS = 8
-REPEAT = "~"
-"""Between an id and the number of its repetition. ``escape`` never produces it."""
 
 _UNSAFE = re.compile(r"[%~/@\x00-\x20\x7f-\U0010ffff]")
 

@@ -47,7 +47,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from controller.agent.bridge import Bridge
 from controller.agent.client import AsyncCheckpoints
-from controller.agent.journal import REPEAT, Draft, Journal, Journals, MayAct, Writing, agent_name, escape, once
+from controller.agent.journal import Draft, Journal, Journals, MayAct, Writing, agent_name, escape, once
 from controller.agent.sync import Checkpoints
 from controller.agent.threads import (
     DELETED,
@@ -61,6 +61,7 @@ from controller.agent.threads import (
     Loaded,
     Thread,
     WritesBody,
+    enclosing,
     incomplete,
     kind_of,
     known_writes,
@@ -70,6 +71,7 @@ from controller.agent.threads import (
     stands_in,
 )
 from controller.errors import NotFound, Refused
+from controller.stream.live import ATTACHED, CLEARS, NEEDS, PARENT, RANK, REPEAT, STAYS, SUBJECT, WITHIN, YES
 
 if TYPE_CHECKING:  # newer than the oldest version that this module works with
     from langgraph.checkpoint.base import DeltaChannelHistory
@@ -171,7 +173,7 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         journal = self._journals.of(self.agent(thread_id))
         body, metadata = content
         key = ns, checkpoint["id"]
-        meta = {"ns": ns, "checkpoint": checkpoint["id"], "source": str(metadata.get("source", ""))}
+        meta = {SUBJECT: ns, RANK: checkpoint["id"], "source": str(metadata.get("source", ""))}
         meta["step"] = str(metadata.get("step", ""))
         run = metadata.get("run_id")
         if run is not None:
@@ -179,6 +181,11 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         if parent is not None:
             meta["parent"] = parent
             meta["parent_writes"] = str(known_writes(journal, (ns, parent)))
+            if metadata.get("counters_since_delta_snapshot"):
+                meta[NEEDS] = PARENT
+        outer = enclosing(ns, metadata.get("parents") or {})
+        if outer is not None:
+            meta[WITHIN] = record_id_of(outer)
         above = None if parent is None else record_id_of((ns, parent))
         draft = Draft(record_id_of(key), kind_of(ns), body, above, meta)
         await journal.append(draft, self._writing_of(config), stands_in(journal, key))
@@ -192,7 +199,7 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         key = ns, checkpoint_id
         digest = hashlib.sha256(body).hexdigest()[:16]
         record_id = f"{WRITES}/{record_id_of(key)}/{escape(task_id, PART_CHARS)}/{digest}"
-        meta = {"ns": ns, "checkpoint": checkpoint_id, "task": task_id}
+        meta = {SUBJECT: ns, RANK: checkpoint_id, "task": task_id, ATTACHED: YES}
         draft = Draft(record_id, WRITES, body, record_id_of(key), meta)
         await journal.append(draft, self._writing_of(config), stands_in(journal, (*key, task_id)))
         journal.notes.setdefault(key, set()).add(record_id)
@@ -434,20 +441,21 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         journal, thread = await self._thread(thread_id)
         if not thread.shown:
             return
-        draft = Draft(f"{DELETED}/{uuid.uuid4().hex}", DELETED, b"", meta={"strategy": strategy})
+        meta = {"strategy": strategy, **({CLEARS: YES} if strategy == "delete" else {STAYS: YES})}
+        draft = Draft(f"{DELETED}/{uuid.uuid4().hex}", DELETED, b"", meta=meta)
         await journal.append(draft, self._writing, once)
 
     async def _delete_run(self, run_id: str) -> None:
-        draft = Draft(f"{DELETED}/{escape(run_id, PART_CHARS)}", DELETED, b"", meta={"run": run_id})
+        draft = Draft(f"{DELETED}/{escape(run_id, PART_CHARS)}", DELETED, b"", meta={"run": run_id, STAYS: YES})
         await self._runs.append(draft, Writing(self._writing.copies), once)
 
     async def _copy(self, source_thread_id: str, target_thread_id: str) -> None:
         source, thread = await self._thread(source_thread_id)
         target, _ = await self._thread(target_thread_id)
         for record in source.records[thread.begins :]:
-            if record.kind != DELETED and "checkpoint" not in record.meta:
+            if record.kind != DELETED and RANK not in record.meta:
                 continue
-            subject = tuple(record.meta[name] for name in ("ns", "checkpoint", "task") if name in record.meta)
+            subject = tuple(record.meta[name] for name in (SUBJECT, RANK, "task") if name in record.meta)
             body = await source.body(record)
             draft = Draft(record.id.split(REPEAT)[0], record.kind, body, record.parent, record.meta)
             await target.append(draft, self._writing, stands_in(target, subject))

@@ -23,6 +23,7 @@ from controller.agent.state import encode_json
 from controller.agent.sync import Checkpoints
 from controller.domain.model import Kind, Record
 from controller.errors import Corrupt
+from controller.stream.live import CLEARS, STAYS, YES
 
 ACT = "act"
 ADD, POP, CLEAR = "add", "pop", "clear"
@@ -78,7 +79,9 @@ class ReplicatedSession:
     async def _write(self, act: str, body: bytes) -> None:
         if self._hold is not None:
             self._hold.check()
-        draft = Draft(f"{act}/{uuid.uuid4().hex}", Kind.CHECKPOINT, body, meta={ACT: act})
+        draft = Draft(
+            f"{act}/{uuid.uuid4().hex}", Kind.CHECKPOINT, body, meta={ACT: act, (CLEARS if act == CLEAR else STAYS): YES}
+        )
         await self._bridge.wait(self._journal.append(draft, self._writing, once))
 
     async def _items(self) -> builtins.list[msgspec.Raw]:

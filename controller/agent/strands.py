@@ -23,8 +23,8 @@ from controller.agent.journal import Draft, Journal, MayAct, Writing, agent_name
 from controller.agent.sync import Checkpoints
 from controller.domain.model import Kind, Record
 from controller.errors import DrError, FenceLost, NotFound
+from controller.stream.live import SUBJECT
 
-KEY = "key"
 ACT = "act"
 WRITE, DELETE = "write", "delete"
 KEY_CHARS = 8192
@@ -86,7 +86,7 @@ class ReplicatedStorage:
             raise StorageError(f"a key has 1 to {KEY_CHARS} characters, this one has {len(key)}")
         if self._hold is not None:
             self._hold.check()
-        draft = Draft(f"{act}/{escape(key, 200)}/{uuid.uuid4().hex}", Kind.CHECKPOINT, data, meta={ACT: act, KEY: key})
+        draft = Draft(f"{act}/{escape(key, 200)}/{uuid.uuid4().hex}", Kind.CHECKPOINT, data, meta={ACT: act, SUBJECT: key})
         try:
             await self._bridge.wait(self._journal.append(draft, self._writing, once))
         except DrError as error:
@@ -95,7 +95,7 @@ class ReplicatedStorage:
     async def _keys(self) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for record in await self._journal.refresh():
-            act, key = record.meta.get(ACT), record.meta.get(KEY, "")
+            act, key = record.meta.get(ACT), record.meta.get(SUBJECT, "")
             if act == WRITE:
                 found[key] = record
             elif act == DELETE:

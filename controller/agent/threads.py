@@ -1,13 +1,14 @@
 """What the log of a LangGraph thread says: checkpoints, writes, and what was deleted. Nothing of LangGraph is needed here.
 
-Ids, namespaces and parents of checkpoints are in the records' ``meta``, so a thread is understood from a list of records alone;
-bodies are read where values are wanted. A record's own id is made from the same, so that it is written once.
+Ids (``rank``), namespaces (``subject``) and parents of checkpoints are in the records' ``meta``, so a thread is understood from
+a list of records alone, and retention knows what its newest state stands on (``controller.stream.live``); bodies are read
+where values are wanted. A record's own id is made from the same, so that it is written once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from controller.agent.journal import Journal, escape
 from controller.domain.model import Kind, Record
 from controller.errors import Corrupt
+from controller.stream.live import RANK, SUBJECT
 
 Key = tuple[str, str]
 """Namespace and checkpoint id."""
@@ -131,9 +133,9 @@ def parse(records: Sequence[Record]) -> Thread:
             else:
                 thread = Thread(begins=place + 1)
             continue
-        if "ns" not in meta or "checkpoint" not in meta:
+        if SUBJECT not in meta or RANK not in meta:
             continue  # another program's record, or a mark
-        key = meta["ns"], meta["checkpoint"]
+        key = meta[SUBJECT], meta[RANK]
         if record.kind == WRITES:
             thread.writes.setdefault(key, []).append(record)
             thread.places[*key, meta.get("task", "")] = place
@@ -171,6 +173,13 @@ def record_id_of(key: Key) -> str:
     ns, checkpoint_id = key
     name = escape(checkpoint_id, PART_CHARS)
     return f"{name}@{escape(ns, PART_CHARS)}" if ns else name
+
+
+def enclosing(ns: str, parents: Mapping[str, str]) -> Key | None:
+    """The step of the outer graph during which a subgraph's task runs: once that is past, the subgraph's state is not asked for
+    any more. None for the root, and for subgraphs that keep a state of their own (no task id in their namespace)."""
+    outer = ns.rpartition("|")[0]
+    return (outer, str(parents[outer])) if ":" in ns and outer in parents else None
 
 
 def kind_of(ns: str) -> str:

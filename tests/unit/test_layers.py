@@ -24,7 +24,7 @@ DOMAIN_MAY_IMPORT = {
 }  # fmt: skip
 """Of the standard library what computes and nothing else: no clock, no randomness, no input or output, no concurrency."""
 
-PURE_STREAM = {"controller.stream.delta", "controller.stream.limits", "controller.stream.segment"}
+PURE_STREAM = {"controller.stream.delta", "controller.stream.limits", "controller.stream.live", "controller.stream.segment"}
 AGENT_MAY_IMPORT = {"controller.agent", "controller.domain", "controller.errors", *PURE_STREAM}
 
 IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "__import__", "breakpoint", "id", "hash"}

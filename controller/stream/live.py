@@ -1,0 +1,89 @@
+"""Which records of an agent its newest state stands on. Retention keeps these, however old; bodies are not looked into.
+
+An agent's log may hold several things side by side: the checkpoints of a graph and of its subgraphs, what their tasks wrote,
+keys of a storage, the turns of a conversation. Whoever writes a record says in its ``meta`` how it stands to the others:
+
+| key          | meaning |
+| ------------ | ------- |
+| ``subject``  | what the record is about: it supersedes earlier records of its kind *and subject*. Absent: of its kind |
+| ``rank``     | the greatest rank of a subject counts, then the newest. Absent: the newest |
+| ``stays``    | ``1``: superseded by nothing but a record that clears |
+| ``needs``    | ``parent``: useless without the record that its ``parent`` names, and so on up the chain |
+| ``attached`` | ``1``: belongs to the record that its ``parent`` names; live exactly as long as that one |
+| ``within``   | id of a record: of interest only while that one is live (a subgraph's step, inside the step of its graph) |
+| ``clears``   | ``1``: the agent's log begins anew: earlier records are dead, but for those of the controllers' own kinds |
+
+A record that says nothing is live while it is the newest of its kind; an intent is live while its outcome is unknown. Too much
+kept costs space; too little is found out when the state is read (``IncompleteHistory``), never read as empty. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from controller.domain.fleet import open_intents
+from controller.domain.model import Kind, Record
+
+SUBJECT, RANK, STAYS, CLEARS = "subject", "rank", "stays", "clears"
+NEEDS, ATTACHED, WITHIN = "needs", "attached", "within"
+YES = "1"
+PARENT = "parent"
+"""The one thing that ``needs`` may name."""
+REPEAT = "~"
+"""Between an id and the number of its repetition: ``a`` and ``a~1`` are one thing that was said twice."""
+
+_NEVER_CLEARED = frozenset({Kind.TASK, Kind.ASSIGNMENT, Kind.CANARY, Kind.OPENING, Kind.INTENDED, Kind.DONE})
+"""An agent's task and its open intents are not part of the conversation that somebody clears."""
+_REPETITION = re.compile(rf"{REPEAT}[0-9]+\Z")
+
+
+def plain(record_id: str) -> str:
+    """An id without the number of its repetition."""
+    return _REPETITION.sub("", record_id)
+
+
+def live(records: Sequence[Record]) -> frozenset[str]:
+    """Ids to keep, of one agent's records given oldest first."""
+    begins = max((place for place, record in enumerate(records) if record.meta.get(CLEARS) == YES), default=0)
+    records = [record for place, record in enumerate(records) if place >= begins or record.kind in _NEVER_CLEARED]
+    open_ones = set(open_intents(records))
+    by_name: dict[str, list[Record]] = {}
+    attached: dict[str, list[Record]] = {}
+    for record in records:
+        by_name.setdefault(plain(record.id), []).append(record)
+        if _is_attached(record):
+            attached.setdefault(plain(record.parent or ""), []).append(record)
+    todo = [record for record in records if _stands_alone(record) or record.id in open_ones]
+    for record in _newest(record for record in records if not _is_attached(record) and record.kind != Kind.INTENDED):
+        outer = record.meta.get(WITHIN)
+        (todo if outer is None else attached.setdefault(plain(outer), [])).append(record)
+    kept: set[str] = set()
+    while todo:
+        record = todo.pop()
+        if record.id in kept:
+            continue
+        kept.add(record.id)
+        todo.extend(attached.get(plain(record.id), ()))
+        if record.parent is not None and record.meta.get(NEEDS) == PARENT:
+            todo.extend(by_name.get(plain(record.parent), ()))
+    return frozenset(kept)
+
+
+def _is_attached(record: Record) -> bool:
+    return record.meta.get(ATTACHED) == YES and record.parent is not None
+
+
+def _stands_alone(record: Record) -> bool:
+    return record.meta.get(STAYS) == YES or record.meta.get(CLEARS) == YES
+
+
+def _newest(records: Iterable[Record]) -> list[Record]:
+    """One of each kind and subject."""
+    found: dict[tuple[str, str], Record] = {}
+    for record in records:
+        thing = record.kind, record.meta.get(SUBJECT, "")
+        before = found.get(thing)
+        if before is None or record.meta.get(RANK, "") >= before.meta.get(RANK, ""):
+            found[thing] = record
+    return list(found.values())

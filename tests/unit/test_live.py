@@ -1,0 +1,77 @@
+"""What retention has to keep: everything that an agent's newest state stands on, judged without looking into bodies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from controller.domain.model import Kind, Record
+from controller.stream.live import live
+
+
+def record(name: str, kind: str = Kind.CHECKPOINT, parent: str | None = None, **meta: str) -> Record:
+    return Record("agent", name, kind, "0" * 64, 0, parent, meta=meta)
+
+
+def test_the_newest_of_each_kind_is_live_and_nothing_else() -> None:
+    log = [record("1"), record("t", Kind.TASK), record("2"), record("n", "note"), record("3")]
+    assert live(log) == {"t", "n", "3"}
+    assert live([]) == frozenset()
+
+
+def test_the_newest_of_each_subject_is_live() -> None:
+    log = [record("a1", subject="a"), record("b1", subject="b"), record("a2", subject="a")]
+    assert live(log) == {"a2", "b1"}
+
+
+def test_the_greatest_rank_counts_and_not_who_came_last() -> None:
+    log = [record("7", subject="", rank="7"), record("5", subject="", rank="5"), record("7~1", subject="", rank="7")]
+    assert live(log[:2]) == {"7"}
+    assert live(log) == {"7~1"}
+
+
+def test_a_chain_of_changes_is_kept_down_to_the_full_value_and_what_belongs_to_it_too() -> None:
+    log = [
+        record("0"),
+        record("w0", "writes", "0", attached="1"),
+        record("1", parent="0"),
+        record("w1", "writes", "1", attached="1"),
+        record("w1b", "writes", "1", attached="1"),
+        record("2", parent="1", needs="parent"),
+        record("3", parent="2", needs="parent"),
+        record("w3", "writes", "3", attached="1"),
+    ]
+    assert live(log) == {"1", "w1", "w1b", "2", "3", "w3"}
+    assert live([*log, record("4", parent="3")]) == {"4"}
+
+
+def test_a_parent_that_was_said_again_is_kept_under_both_names() -> None:
+    log = [record("1"), record("1~1"), record("2", parent="1", needs="parent"), record("w", "writes", "2", attached="1")]
+    assert live(log) == {"1", "1~1", "2", "w"}
+
+
+def test_a_subgraphs_step_is_live_as_long_as_the_step_around_it() -> None:
+    inside = record("s1", "checkpoint:sub", subject="sub:task", within="1")
+    log = [
+        record("1", subject=""),
+        record("s0", "checkpoint:sub", subject="sub:task", within="1"),
+        inside,
+        record("w", "writes", "s1", attached="1"),
+    ]
+    assert live(log) == {"1", "s1", "w"}
+    assert live([*log, record("2", parent="1", subject="")]) == {"2"}
+    stateful = replace(inside, meta={"subject": "sub"})
+    assert live([log[0], stateful, record("2", parent="1", subject="")]) == {"s1", "2"}
+
+
+def test_what_stays_is_kept_until_the_log_begins_anew() -> None:
+    log = [record("t", Kind.TASK), record("a", stays="1"), record("b", stays="1")]
+    assert live(log) == {"t", "a", "b"}
+    assert live([*log, record("c", clears="1"), record("d", stays="1")]) == {"t", "c", "d"}
+
+
+@pytest.mark.parametrize("clear", [[], [record("c", clears="1")]])
+def test_an_intent_of_unknown_outcome_is_never_forgotten(clear: list[Record]) -> None:
+    log = [record("pay", Kind.INTENDED), record("mail", Kind.INTENDED), record("x", Kind.DONE, "mail"), *clear, record("1")]
+    assert live(log) - {"c"} == {"pay", "x", "1"}
