@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef
+from controller.domain.model import Baseline, CatalogueEntry, Commit, Fence, Head, Realignment, SegmentRef, SnapshotRef
 
 # ---------------------------------------------------------------------------------------------------------- coordination
 
@@ -144,7 +144,43 @@ class Coordinator(Protocol):
 # --------------------------------------------------------------------------------------------------------- region stores
 
 
-class RegionStore(Protocol):
+class RegionShelf(Protocol):
+    """What keeps a region's copy bounded: its base, its snapshots, its catalogue. Part of every ``RegionStore``."""
+
+    async def set_base(self, fence: Fence, expected: Head, to: Baseline) -> Head:
+        """Moves the base and names the snapshots, IF epoch = fence.epoch, base and snapshots are as in ``expected`` and the
+        head reaches what ``to`` names. The head's seq may have grown meanwhile: under one epoch its history only grows.
+        Idempotent. Raises FenceLost, Conflict, Refused (the base would go back), Unavailable, OutcomeUnknown."""
+        ...
+
+    async def delete_segments(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        """Deletes at most 1,000 objects; absent ones are fine. Reads the head first: raises FenceLost, and Refused unless
+        all of them lie before the head's base and outside of its salvage."""
+        ...
+
+    async def put_snapshot(self, fence: Fence, ref: SnapshotRef, data: bytes) -> None:
+        """Like ``put_segment``: written once; equal content that is there is success. Raises Conflict for other content."""
+        ...
+
+    async def get_snapshot(self, ref: SnapshotRef) -> bytes:
+        """Raises NotFound, Unavailable, Corrupt."""
+        ...
+
+    async def list_snapshots(self, stream: str) -> tuple[SnapshotRef, ...]:
+        """At most 1,000 that exist, named by the head or not, ascending by (seq, epoch)."""
+        ...
+
+    async def delete_snapshots(self, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
+        """Like ``delete_segments``; Refused for one that the head names."""
+        ...
+
+    async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
+        """Writes one item for each agent, over what is there. Reads the head first and raises FenceLost; the items themselves
+        carry no condition, so each new epoch writes all of them again."""
+        ...
+
+
+class RegionStore(RegionShelf, Protocol):
     """One region's passive replica: immutable segments and one conditional head per stream (S3 + DynamoDB)."""
 
     @property

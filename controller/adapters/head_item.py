@@ -1,4 +1,4 @@
-"""Head <-> DynamoDB item, and the three conditional updates of a head. Pure: builds requests, sends nothing.
+"""Head <-> DynamoDB item, and the four conditional updates of a head. Pure: builds requests, sends nothing.
 
 The item (documented, because people may have to read it with plain AWS calls when no controller runs):
 
@@ -10,6 +10,8 @@ The item (documented, because people may have to read it with plain AWS calls wh
 | `received_at`                             | N: seconds since 1970                                                           |
 | `epochs`                                  | L of L: `[[epoch, first_seq], …]`                                               |
 | `salvage`                                 | L of M: `first_seq`, `last_seq`, `epochs`, `last_chain`, `by_epoch`              |
+| `snapshots`                               | S: JSON `[[seq, epoch, chain, sha256], …]`, oldest first; may be absent. A text, |
+|                                           | so that a condition can compare all of it                                       |
 
 Every attribute name goes through ``#``, since `bytes`, `records` and others collide, or may one day, with DynamoDB's
 reserved words.
@@ -17,10 +19,11 @@ reserved words.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from controller.domain.model import Commit, EpochStart, Fence, Head, Realignment, Salvage
+from controller.domain.model import Baseline, Commit, EpochStart, Fence, Head, NamedSnapshot, Realignment, Salvage
 from controller.errors import Corrupt
 
 Attribute = dict[str, Any]
@@ -62,6 +65,10 @@ def _salvage(salvage: Salvage) -> Attribute:
     return {"M": fields}
 
 
+def _snapshots(snapshots: tuple[NamedSnapshot, ...]) -> Attribute:
+    return _s(json.dumps([[found.seq, found.epoch, found.chain, found.sha256] for found in snapshots], separators=(",", ":")))
+
+
 # --------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -80,6 +87,7 @@ def head_to_item(group: str, head: Head) -> dict[str, Attribute]:
         "records": _n(head.records),
         "bytes": _n(head.bytes),
         "writer": _s(head.writer),
+        "snapshots": _snapshots(head.snapshots),
     }
 
 
@@ -103,6 +111,7 @@ def head_from_item(stream: str, item: Mapping[str, Attribute] | None) -> Head:
         records=read.integer("records"),
         bytes=read.integer("bytes"),
         writer=read.text("writer"),
+        snapshots=read.snapshots() if "snapshots" in item else (),
     )
 
 
@@ -157,6 +166,13 @@ class _Reader:
             for p in parts
         )
 
+    def snapshots(self) -> tuple[NamedSnapshot, ...]:
+        try:
+            rows = json.loads(self.text("snapshots"))
+            return tuple(NamedSnapshot(int(seq), int(epoch), str(chain), str(sha256)) for seq, epoch, chain, sha256 in rows)
+        except (TypeError, ValueError) as error:
+            raise self._corrupt("snapshots") from error
+
 
 def item_bytes(item: Mapping[str, Attribute]) -> int:
     """Size as DynamoDB counts it, rounded up: names, values, 21 bytes for a number, 3 for a list or map and 1 for each
@@ -184,7 +200,7 @@ def fence_update(group: str, fence: Fence) -> dict[str, Any]:
     The condition asks for the item (`pk`), not for `epoch`: an item without an epoch is damage to look at, not a new stream.
     """
     fresh: dict[str, Attribute] = head_to_item(group, Head(fence.stream))
-    defaults = ["seq", "chain", "epochs", "base", "base_chain", "salvage", "received_at", "records", "bytes"]
+    defaults = ["seq", "chain", "epochs", "base", "base_chain", "salvage", "received_at", "records", "bytes", "snapshots"]
     sets = [f"#{name} = if_not_exists(#{name}, :{name})" for name in defaults]
     return _update(
         group,
@@ -225,7 +241,7 @@ def realign_update(group: str, fence: Fence, expected: Head, to: Realignment) ->
     """Cuts to ``to`` and appends its salvage, ``IF`` the epoch is ours and the head is as ``expected``."""
     sets = [
         "#seq = :seq, #chain = :chain, #base = :base, #base_chain = :base_chain, #epochs = :epochs, #writer = :w",
-        "#received_at = :received_at, #records = :records, #bytes = :bytes",
+        "#received_at = :received_at, #records = :records, #bytes = :bytes, #snapshots = :snapshots",
     ]
     values = {
         **_held(fence, expected.seq, expected.chain),
@@ -237,13 +253,45 @@ def realign_update(group: str, fence: Fence, expected: Head, to: Realignment) ->
         ":received_at": _n(to.received_at),
         ":records": _n(to.records),
         ":bytes": _n(to.bytes),
+        ":snapshots": _snapshots(within(expected.snapshots, to)),
     }
-    names = ["epoch", "writer", "seq", "chain", "base", "base_chain", "epochs", "received_at", "records", "bytes"]
+    names = ["epoch", "writer", "seq", "chain", "base", "base_chain", "epochs", "received_at", "records", "bytes", "snapshots"]
     if to.salvage is not None:
         sets.append("#salvage = list_append(#salvage, :salvage)")
         values[":salvage"] = {"L": [_salvage(to.salvage)]}
         names.append("salvage")
     return _update(group, fence.stream, sets=sets, condition=_HELD, names=names, values=values)
+
+
+def within(snapshots: tuple[NamedSnapshot, ...], to: Realignment) -> tuple[NamedSnapshot, ...]:
+    """The snapshots that still are of a history that was cut to ``to``."""
+    return tuple(found for found in snapshots if to.base - 1 <= found.seq <= to.seq)
+
+
+def base_update(group: str, fence: Fence, expected: Head, to: Baseline) -> dict[str, Any]:
+    """Moves the base and names snapshots, ``IF`` the epoch is ours, both are as ``expected`` and the head reaches so far."""
+    return _update(
+        group,
+        fence.stream,
+        sets=["#base = :base, #base_chain = :base_chain, #snapshots = :snapshots"],
+        condition="#epoch = :e AND #writer = :w AND #base = :was_base AND #snapshots = :was_snapshots AND #seq >= :least",
+        names=["epoch", "writer", "seq", "base", "base_chain", "snapshots"],
+        values={
+            ":e": _n(fence.epoch),
+            ":w": _s(fence.writer),
+            ":was_base": _n(expected.base),
+            ":was_snapshots": _snapshots(expected.snapshots),
+            ":least": _n(reach(to)),
+            ":base": _n(to.base),
+            ":base_chain": _s(to.base_chain),
+            ":snapshots": _snapshots(to.snapshots),
+        },
+    )
+
+
+def reach(to: Baseline) -> int:
+    """The last segment that a head must have for ``to`` to be true of it."""
+    return max(to.base - 1, *(found.seq for found in to.snapshots), 0)
 
 
 def _held(fence: Fence, seq: int, chain: str) -> dict[str, Attribute]:

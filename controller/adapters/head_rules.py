@@ -1,4 +1,4 @@
-"""What a head accepts: the rules of DESIGN section 4 for ``fence``, ``advance`` and ``realign``, pure.
+"""What a head accepts: the rules of DESIGN section 4 for ``fence``, ``advance``, ``realign`` and ``set_base``, pure.
 
 Two kinds of function, shared by every implementation of the region store:
 
@@ -16,11 +16,13 @@ fence.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from controller.adapters.head_item import ITEM_GUARD_BYTES, ITEM_MAX_BYTES, head_to_item, item_bytes
-from controller.domain.model import Commit, EpochStart, Fence, Head, Realignment, SegmentRef
+from controller.adapters.head_item import ITEM_GUARD_BYTES, ITEM_MAX_BYTES, head_to_item, item_bytes, reach, within
+from controller.domain.model import Baseline, Commit, EpochStart, Fence, Head, Realignment, SegmentRef, SnapshotRef
+from controller.domain.replication import owner
 from controller.errors import Conflict, FenceLost, Refused
 
 SEQ_MAX = 10**16 - 1
@@ -32,6 +34,11 @@ CHAIN_CHARACTERS = 64
 
 ENTRIES_SURELY_SMALL = 500
 """An entry takes at most about 250 bytes, so fewer of them need no measuring."""
+
+DELETE_MAX = 1000
+"""Objects that one DeleteObjects takes. Source: S3 API reference."""
+SNAPSHOTS_NAMED = 8
+"""Most snapshots that a head may name; a few are enough."""
 
 _FENCE_FIRST = "call fence() on this store under the epoch, then repeat"
 _READ_AGAIN = "read the head again and decide anew"
@@ -60,7 +67,7 @@ def check_fence(fence: Fence) -> None:
         )
 
 
-def check_ref(ref: SegmentRef) -> None:
+def check_ref(ref: SegmentRef | SnapshotRef) -> None:
     """Raises Refused when no key can be made of the reference."""
     check_name("stream", ref.stream)
     for field, value in (("seq", ref.seq), ("epoch", ref.epoch)):
@@ -68,7 +75,7 @@ def check_ref(ref: SegmentRef) -> None:
             raise Refused(f"segment {field} is {value}: it must be in 1..{SEQ_MAX}", hint="name an existing segment")
 
 
-def check_put(fence: Fence, ref: SegmentRef) -> None:
+def check_put(fence: Fence, ref: SegmentRef | SnapshotRef) -> None:
     """A writer puts segments of its own epoch, and copies those of older ones. Raises Refused, or FenceLost for a future
     epoch.
     """
@@ -126,6 +133,76 @@ def check_realignment(fence: Fence, expected: Head, to: Realignment) -> None:
                 f"of a head at seq {expected.seq} that moves to {to.seq}",
                 hint="salvage is what is cut off: first_seq .. the old head's seq",
             )
+
+
+def check_baseline(fence: Fence, expected: Head, to: Baseline) -> None:
+    """Raises Refused for a base that goes back or past the end, and for snapshots that are not of the kept history."""
+    check_fence(fence)
+    _same_stream("expected.stream", expected.stream, fence)
+    _check_chain("to.base_chain", to.base_chain)
+    if not expected.base <= to.base <= expected.seq + 1:
+        raise Refused(
+            f"the base of {fence.stream} cannot move from {expected.base} to {to.base} in a store at seq {expected.seq}",
+            hint="a base only rises, and never past what the store has committed",
+        )
+    if to.base == expected.base and to.base_chain != expected.base_chain:
+        raise Refused(
+            f"the base {to.base} of {fence.stream} has chain {expected.base_chain[:12]}…, not {to.base_chain[:12]}…",
+            hint=_READ_AGAIN,
+        )
+    seqs = [found.seq for found in to.snapshots]
+    if seqs != sorted(set(seqs)) or len(seqs) > SNAPSHOTS_NAMED or not all(to.base - 1 <= seq <= expected.seq for seq in seqs):
+        raise Refused(
+            f"snapshots at {seqs[:10]} of {fence.stream}: at most {SNAPSHOTS_NAMED}, ascending, "
+            f"within {to.base - 1}..{expected.seq} are allowed",
+            hint="name only snapshots of the history that this store keeps",
+        )
+    for found in to.snapshots:
+        check_put(fence, SnapshotRef(fence.stream, found.seq, found.epoch))
+        _check_chain("snapshot.chain", found.chain)
+        _check_chain("snapshot.sha256", found.sha256)
+
+
+def check_deletion(fence: Fence, refs: Sequence[SegmentRef] | Sequence[SnapshotRef]) -> None:
+    """Raises Refused for references of other streams, impossible ones, and too many."""
+    check_fence(fence)
+    if len(refs) > DELETE_MAX:
+        raise Refused(f"{len(refs)} objects to delete, at most {DELETE_MAX} go at a time", hint="send fewer at a time")
+    for ref in refs:
+        check_ref(ref)
+        _same_stream("ref.stream", ref.stream, fence)
+
+
+def check_deletable(head: Head, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+    """Only what lies before the head's base and is nobody's salvage. Raises FenceLost, Conflict, Refused naming the first."""
+    _fenced(head, fence)
+    for ref in refs:
+        if ref.seq >= head.base:
+            raise Refused(
+                f"segment {ref.key} is kept: the base of {ref.stream} is {head.base}",
+                hint="move the base first, once everything live before it was carried forward",
+            )
+        if is_salvage(head, ref):
+            raise Refused(f"segment {ref.key} is salvage", hint="export or drop the salvage first")
+
+
+def is_salvage(head: Head, ref: SegmentRef) -> bool:
+    """Whether the object belongs to a tail that a realignment cut off."""
+    return any(s.first_seq <= ref.seq <= s.last_seq and owner(s.epochs, ref.seq) == ref.epoch for s in head.salvage)
+
+
+def check_unnamed(head: Head, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
+    """Raises FenceLost, Conflict, and Refused for a snapshot that the head names."""
+    _fenced(head, fence)
+    named = {(found.seq, found.epoch) for found in head.snapshots}
+    for ref in refs:
+        if (ref.seq, ref.epoch) in named:
+            raise Refused(f"snapshot {ref.key} is named by the head", hint="name newer ones first")
+
+
+def check_held(head: Head, fence: Fence) -> None:
+    """Raises FenceLost or Conflict unless the head carries our fence."""
+    _fenced(head, fence)
 
 
 def check_size(head: Head, region: str) -> None:
@@ -220,6 +297,20 @@ def settled_realign(head: Head, fence: Fence, expected: Head, to: Realignment) -
     )
 
 
+def settled_base(head: Head, fence: Fence, expected: Head, to: Baseline) -> bool:
+    """True: base and snapshots are already as wanted. Raises FenceLost, Conflict."""
+    _fenced(head, fence)
+    if (head.base, head.base_chain, head.snapshots) == (to.base, to.base_chain, to.snapshots):
+        return True
+    if (head.base, head.snapshots) == (expected.base, expected.snapshots) and head.seq >= reach(to):
+        return False
+    raise Conflict(
+        f"head of {fence.stream} has base {head.base} and {len(head.snapshots)} snapshots at seq {head.seq}, "
+        f"expected were base {expected.base} and {len(expected.snapshots)} at {reach(to)} or later",
+        hint=_READ_AGAIN,
+    )
+
+
 def _fenced(head: Head, fence: Fence) -> None:
     if head.epoch < fence.epoch:
         raise Conflict(
@@ -275,4 +366,10 @@ def after_realign(head: Head, fence: Fence, to: Realignment) -> Head:
         records=to.records,
         bytes=to.bytes,
         writer=fence.writer,
+        snapshots=within(head.snapshots, to),
     )
+
+
+def after_base(head: Head, to: Baseline) -> Head:
+    """The head once the base has moved."""
+    return replace(head, base=to.base, base_chain=to.base_chain, snapshots=to.snapshots)

@@ -36,7 +36,8 @@ from botocore.handlers import add_expect_header
 from controller.adapters import head_item, head_rules
 from controller.adapters.aws_call import Call
 from controller.adapters.aws_errors import SDK_ERRORS, translate
-from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef
+from controller.adapters.region_shelf import AwsShelf
+from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef, SnapshotRef
 from controller.errors import Corrupt, NotFound, Refused, Unavailable
 
 OBJECT_MAX_BYTES = 5 * 1024**3
@@ -53,7 +54,7 @@ DIGEST_METADATA = "sha256"
 _SEGMENT_NAME = re.compile(r"(\d{16})-(\d{16})\.seg")
 
 
-class AwsRegionStore:
+class AwsRegionStore(AwsShelf):
     """S3 and DynamoDB of one region. ``start()`` before use, ``close()`` after it (or ``async with``).
 
     Object key: ``{prefix}/{group}/{stream}/{seq}-{epoch}.seg``; head item: see ``head_item``. ``session`` may be shared
@@ -138,10 +139,13 @@ class AwsRegionStore:
     # ---------------------------------------------------------------------------------------------------------- segments
 
     async def put_segment(self, fence: Fence, ref: SegmentRef, data: bytes) -> None:
+        await self._put_object(fence, ref, data)
+
+    async def _put_object(self, fence: Fence, ref: SegmentRef | SnapshotRef, data: bytes) -> None:
         head_rules.check_put(fence, ref)
         if len(data) > self._object_max_bytes:
             raise Refused(
-                f"segment {ref.key} has {len(data)} bytes, one PutObject takes at most {self._object_max_bytes}",
+                f"object {ref.key} has {len(data)} bytes, one PutObject takes at most {self._object_max_bytes}",
                 hint="lower stream.segment_max_bytes and stream.body_max_bytes",
             )
         digest = await _sha256(data)
@@ -151,7 +155,7 @@ class AwsRegionStore:
                 with attempt:
                     await self._put_once(call, fence, ref, data, digest)
 
-    async def _put_once(self, call: Call, fence: Fence, ref: SegmentRef, data: bytes, digest: str) -> None:
+    async def _put_once(self, call: Call, fence: Fence, ref: SegmentRef | SnapshotRef, data: bytes, digest: str) -> None:
         try:
             request = self._s3.put_object(
                 Bucket=self._bucket,
@@ -173,7 +177,7 @@ class AwsRegionStore:
                     f"object {self._key(ref)} in {self._region} was there and is gone", hint="repeat the call"
                 ) from None
 
-    async def _digest_of(self, call: Call, ref: SegmentRef) -> str | None:
+    async def _digest_of(self, call: Call, ref: SegmentRef | SnapshotRef) -> str | None:
         """Hash of the object that is there: from its metadata, or (written by something else) from its content. None: not
         there.
         """
@@ -188,6 +192,9 @@ class AwsRegionStore:
         return await _sha256(data)
 
     async def get_segment(self, ref: SegmentRef) -> bytes:
+        return await self._get_object(ref)
+
+    async def _get_object(self, ref: SegmentRef | SnapshotRef) -> bytes:
         head_rules.check_ref(ref)
         call = self._call("GetObject", self._key(ref))
         damaged: list[Corrupt] = []
@@ -209,7 +216,7 @@ class AwsRegionStore:
                 raise Unavailable(damaged[0].message, hint="repeat the call")
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _read_once(self, call: Call, ref: SegmentRef) -> tuple[bytes, str | None]:
+    async def _read_once(self, call: Call, ref: SegmentRef | SnapshotRef) -> tuple[bytes, str | None]:
         answer = await call.attempt(self._s3.get_object(Bucket=self._bucket, Key=self._key(ref)))
         length = int(answer["ContentLength"])
         call.extend(length / SLOWEST_BYTES_PER_SECOND)
@@ -331,7 +338,7 @@ class AwsRegionStore:
 
     # ------------------------------------------------------------------------------------------------------------ helpers
 
-    def _key(self, ref: SegmentRef) -> str:
+    def _key(self, ref: SegmentRef | SnapshotRef) -> str:
         return f"{self._prefix}/{ref.key}"
 
     def _call(self, operation: str, target: str, size: int = 0) -> Call:

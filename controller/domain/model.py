@@ -78,6 +78,18 @@ class Salvage:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedSnapshot:
+    """An index snapshot that a head names: where in the history it was made, and the hash that its object must have."""
+
+    seq: int
+    epoch: int
+    """Of the holder that wrote it: part of its object's key."""
+    chain: str
+    """Chain hash after segment ``seq``."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Head:
     """The one mutable item of a stream in a region store: how far the gap-free chained prefix goes, and who may extend it."""
 
@@ -93,6 +105,8 @@ class Head:
     records: int = 0
     bytes: int = 0
     writer: str = ""
+    snapshots: tuple[NamedSnapshot, ...] = ()
+    """Index snapshots of this history that lie in this store, oldest first."""
 
     @property
     def last_epoch(self) -> int:
@@ -121,6 +135,20 @@ class SegmentRef:
     def key(self) -> str:
         """Object key below the group's prefix."""
         return f"{self.stream}/{self.seq:016d}-{self.epoch:016d}.seg"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SnapshotRef:
+    """Names one immutable index snapshot: the segment after which it was made, and the epoch of its writer."""
+
+    stream: str
+    seq: int
+    epoch: int
+
+    @property
+    def key(self) -> str:
+        """Object key below the group's prefix."""
+        return f"{self.stream}/snapshots/{self.seq:016d}-{self.epoch:016d}.snap"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +180,42 @@ class Realignment:
     """Of the last segment that stays; the head's counters are set with it."""
     records: int = 0
     bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Where a store's kept history begins, and the snapshots of it that the head names, oldest first."""
+
+    base: int
+    base_chain: str
+    snapshots: tuple[NamedSnapshot, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlace:
+    """Where one frame lies: the segment, its number in it, and its bytes in the segment's object."""
+
+    seq: int
+    epoch: int
+    ordinal: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueEntry:
+    """An agent's latest restorable checkpoint and where it lies: enough to restore it by plain AWS calls."""
+
+    agent: str
+    kind: str
+    id: str
+    sha256: str
+    size: int
+    encoding: str
+    """Of the first place of ``chain``."""
+    received_at: float
+    chain: tuple[FramePlace, ...]
+    """The record's own frame, then the frame that it is a delta against, and so on down to a whole one."""
 
 
 class Kind:

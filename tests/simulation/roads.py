@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from controller.adapters.memory.gate import FaultGate
 from controller.adapters.transactions import is_mutating
-from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef
+from controller.domain.model import (
+    Baseline,
+    CatalogueEntry,
+    Commit,
+    Fence,
+    Head,
+    Realignment,
+    SegmentRef,
+    SnapshotRef,
+)
 from controller.errors import OutcomeUnknown, Unavailable
 from controller.ports import (
     Compare,
@@ -182,6 +191,31 @@ class WatchedStore:
 
     async def realign(self, fence: Fence, expected: Head, to: Realignment) -> Head:
         return await self._through(self._call("realign", fence, expected, to), lambda: self._inner.realign(fence, expected, to))
+
+    async def set_base(self, fence: Fence, expected: Head, to: Baseline) -> Head:
+        call = self._call("set_base", fence, expected, to)
+        return await self._through(call, lambda: self._inner.set_base(fence, expected, to))
+
+    async def delete_segments(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        call = self._call("delete_segments", fence, refs)
+        await self._through(call, lambda: self._inner.delete_segments(fence, refs))
+
+    async def put_snapshot(self, fence: Fence, ref: SnapshotRef, data: bytes) -> None:
+        await self._through(self._call("put_snapshot", fence, ref, data), lambda: self._inner.put_snapshot(fence, ref, data))
+
+    async def get_snapshot(self, ref: SnapshotRef) -> bytes:
+        return await self._inner.get_snapshot(ref)
+
+    async def list_snapshots(self, stream: str) -> tuple[SnapshotRef, ...]:
+        return await self._inner.list_snapshots(stream)
+
+    async def delete_snapshots(self, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
+        call = self._call("delete_snapshots", fence, refs)
+        await self._through(call, lambda: self._inner.delete_snapshots(fence, refs))
+
+    async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
+        call = self._call("put_catalogue", fence, entries)
+        await self._through(call, lambda: self._inner.put_catalogue(fence, entries))
 
     async def close(self) -> None:
         await self._inner.close()

@@ -10,13 +10,22 @@ from __future__ import annotations
 import asyncio
 import bisect
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from controller.adapters import head_rules
 from controller.adapters.memory.gate import Gate
-from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef
+from controller.domain.model import (
+    Baseline,
+    CatalogueEntry,
+    Commit,
+    Fence,
+    Head,
+    Realignment,
+    SegmentRef,
+    SnapshotRef,
+)
 from controller.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable
 
 T = TypeVar("T")
@@ -37,6 +46,9 @@ class MemoryStore:
         self.region = region
         self.objects: dict[SegmentRef, StoredObject] = {}
         self.heads: dict[str, Head] = {}
+        self.snapshots: dict[SnapshotRef, StoredObject] = {}
+        self.catalogue: dict[tuple[str, str], CatalogueEntry] = {}
+        """(stream, agent) → the item."""
         self._order: dict[str, list[tuple[int, int]]] = {}
 
     def put(self, ref: SegmentRef, data: bytes) -> None:
@@ -83,6 +95,44 @@ class MemoryStore:
         self.heads[stream] = changed
         return changed
 
+    def delete(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        """Raises FenceLost, Conflict, Refused."""
+        head_rules.check_deletable(self.head(fence.stream), fence, refs)
+        for ref in refs:
+            if ref in self.objects:
+                self.drop(ref)
+
+    def put_snapshot(self, ref: SnapshotRef, data: bytes) -> None:
+        """Raises Conflict."""
+        digest = hashlib.sha256(data).hexdigest()
+        there = self.snapshots.setdefault(ref, StoredObject(bytes(data), digest))
+        if there.sha256 != digest:
+            raise head_rules.other_content(ref.key, self.region, there.sha256, digest)
+
+    def get_snapshot(self, ref: SnapshotRef) -> bytes:
+        """Raises NotFound, Corrupt."""
+        there = self.snapshots.get(ref)
+        if there is None:
+            raise NotFound(f"object {ref.key} in {self.region} does not exist", hint="use an older snapshot")
+        if hashlib.sha256(there.data).hexdigest() != there.sha256:
+            raise Corrupt(
+                f"object {ref.key} in {self.region}: {len(there.data)} bytes that are not what was written",
+                hint="do not use it; use an older snapshot",
+            )
+        return there.data
+
+    def delete_snapshots(self, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
+        """Raises FenceLost, Conflict, Refused."""
+        head_rules.check_unnamed(self.head(fence.stream), fence, refs)
+        for ref in refs:
+            self.snapshots.pop(ref, None)
+
+    def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
+        """Raises FenceLost, Conflict."""
+        head_rules.check_held(self.head(fence.stream), fence)
+        for entry in entries:
+            self.catalogue[fence.stream, entry.agent] = entry
+
     # ---------------------------------------------------------------------------------------------------- for tests
 
     def corrupt(self, ref: SegmentRef, bit: int = 0) -> None:
@@ -102,11 +152,20 @@ class MemoryStore:
         del self.objects[ref]
         self._order[ref.stream].remove((ref.seq, ref.epoch))
 
+    def corrupt_snapshot(self, ref: SnapshotRef, data: bytes | None = None) -> None:
+        """Flips a bit of a snapshot; ``data``: puts other bytes there that look as if they had been written so."""
+        there = self.snapshots[ref]
+        flipped = bytes([there.data[0] ^ 1]) + there.data[1:]
+        digest = there.sha256 if data is None else hashlib.sha256(data).hexdigest()
+        self.snapshots[ref] = StoredObject(flipped if data is None else data, digest)
+
     def copy(self, region: str | None = None) -> MemoryStore:
         """An independent store with the same content, for example to compare with later."""
         other = MemoryStore(region or self.region)
         other.objects = dict(self.objects)
         other.heads = dict(self.heads)
+        other.snapshots = dict(self.snapshots)
+        other.catalogue = dict(self.catalogue)
         other._order = {stream: list(order) for stream, order in self._order.items()}
         return other
 
@@ -168,6 +227,42 @@ class MemoryRegionStore:
             lambda head: head_rules.settled_realign(head, fence, expected, to),
             lambda head: head_rules.after_realign(head, fence, to),
         )
+
+    async def set_base(self, fence: Fence, expected: Head, to: Baseline) -> Head:
+        head_rules.check_baseline(fence, expected, to)
+        return await self._update(
+            "set_base",
+            fence,
+            lambda head: head_rules.settled_base(head, fence, expected, to),
+            lambda head: head_rules.after_base(head, to),
+        )
+
+    async def delete_segments(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        head_rules.check_deletion(fence, refs)
+        await self._call("delete_segments", lambda: self._server.delete(fence, refs), mutates=True)
+
+    async def put_snapshot(self, fence: Fence, ref: SnapshotRef, data: bytes) -> None:
+        head_rules.check_put(fence, ref)
+        await self._call("put_snapshot", lambda: self._server.put_snapshot(ref, data), mutates=True)
+
+    async def get_snapshot(self, ref: SnapshotRef) -> bytes:
+        head_rules.check_ref(ref)
+        return await self._call("get_snapshot", lambda: self._server.get_snapshot(ref))
+
+    async def list_snapshots(self, stream: str) -> tuple[SnapshotRef, ...]:
+        head_rules.check_name("stream", stream)
+        server = self._server
+        return await self._call(
+            "list_snapshots", lambda: tuple(sorted(ref for ref in server.snapshots if ref.stream == stream))[:1000]
+        )
+
+    async def delete_snapshots(self, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
+        head_rules.check_deletion(fence, refs)
+        await self._call("delete_snapshots", lambda: self._server.delete_snapshots(fence, refs), mutates=True)
+
+    async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
+        head_rules.check_fence(fence)
+        await self._call("put_catalogue", lambda: self._server.put_catalogue(fence, entries), mutates=True)
 
     async def close(self) -> None:
         """Nothing to release. Requests in flight stay so: closing a client does not call them back."""
