@@ -76,6 +76,7 @@ async def test_the_object_key_and_the_head_item_are_as_documented(world: AwsWorl
         "records": {"N": "10"},
         "bytes": {"N": "1000"},
         "writer": {"S": "eu-west-1/a/3"},
+        "snapshots": {"S": "[]"},
     }
 
 
