@@ -67,7 +67,11 @@ class StreamSettings(Section):
     streams: Count = Field(1, le=1024, description="number of streams of the group; only 1 is built yet")
     prefix: values.ObjectPrefix = Field("dr", description="object keys of all groups begin with this path")
     copies: Count = Field(1, description="region stores that must hold a record before it is acknowledged")
-    flush_seconds: Seconds = Field(0.02, le=10, description="a segment closes at the latest this long after its first record")
+    flush_seconds: Seconds = Field(
+        0.02,
+        le=10,
+        description="time between two segments; none when idle, up to four times as long while the home store is busy",
+    )
     segment_max_bytes: Count = Field(4 * MIB, le=512 * MIB, description="a segment closes at this size")
     segment_max_records: Count = Field(2000, le=100_000, description="a segment closes at this number of records")
     queue_max_bytes: Count = Field(64 * MIB, description="records that wait, in bytes; more are refused, explicitly")

@@ -6,5 +6,6 @@
 - ``view``      the local SQLite index of one region's copy, with the latest bodies warm and proven
 - ``reader``    bodies that are not warm, fetched from the store along their delta chain
 - ``follower``  a standby's loop body: read, verify and index what is new in its own region's store
-- ``writer``, ``opening``  the holder's side: commit to every region; open an epoch
+- ``writer``    the holder's side, put together from ``admission`` (what may be taken), ``batcher`` (what shares a segment),
+  ``pump`` (one region's way), ``log`` (what some store lacks), ``backlog`` (counted for the lag), ``receipt`` (who waits)
 """

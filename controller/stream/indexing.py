@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -78,13 +79,22 @@ def order(record: Record, seq: int, ordinal: int) -> int:
 class Round:
     """The state of indexing one segment."""
 
-    def __init__(self, tables: Tables, stream: int, floor_seq: int, segment: Segment, limits: Limits) -> None:
+    def __init__(
+        self,
+        tables: Tables,
+        stream: int,
+        floor_seq: int,
+        segment: Segment,
+        limits: Limits,
+        proven: Sequence[bytes | None] | None = None,
+    ) -> None:
         self._tables = tables
         self._stream = stream
         self._floor = floor_seq
         self._segment = segment
         self._seq = segment.header.seq
         self._limits = limits
+        self._proven: Sequence[bytes | None] = proven or [None] * len(segment.frames)
         self._first = self._next = int(tables.one("SELECT coalesce(max(no), 0) FROM records")[0]) + 1
         self._agents: dict[str, _Agent] = {}
         self._new: dict[tuple[int, str], Known] = {}
@@ -110,7 +120,7 @@ class Round:
         record = frame.record
         agent = self._agent(record.agent)
         known = self._known(agent.no, record.id)
-        body, depth = self._decode(agent.no, frame)
+        body, depth = self._decode(agent.no, frame, self._proven[ordinal])
         sha256 = bytes.fromhex(record.sha256)
         if known is None:
             known = Known(self._next, sha256, depth, self._seq if body is not None else None, ordinal)
@@ -212,10 +222,10 @@ class Round:
 
     # -- bodies
 
-    def _decode(self, agent: int, frame: Frame) -> tuple[bytes | None, int]:
+    def _decode(self, agent: int, frame: Frame, proven: bytes | None) -> tuple[bytes | None, int]:
         """Body and depth of its chain of deltas. Body None: it stands on a record from before this copy's part of history."""
         if frame.encoding is not Encoding.DELTA:
-            return open_frame(frame, None, self._limits), 0
+            return open_frame(frame, None, self._limits) if proven is None else proven, 0
         assert frame.base is not None
         base = self._known(agent, frame.base)
         if base is None:
@@ -226,7 +236,8 @@ class Round:
             return None, MAX_CHAIN
         if base.depth >= MAX_CHAIN:
             raise _corrupt(frame.record, f"its chain of deltas is longer than {MAX_CHAIN}")
-        return open_frame(frame, self._body(agent, base, frame), self._limits), base.depth + 1
+        body = open_frame(frame, self._body(agent, base, frame), self._limits) if proven is None else proven
+        return body, base.depth + 1
 
     def _body(self, agent: int, known: Known, wanted_by: Frame) -> bytes:
         body = self._window.get(known.no)
@@ -238,7 +249,7 @@ class Round:
             body = unpack(row[0], row[1], self._limits.body_bytes)
             self._stored.add(known.no)
         elif known.ordinal is not None:  # older than the window, but in this segment: decode it again
-            body, _ = self._decode(agent, self._segment.frames[known.ordinal])
+            body, _ = self._decode(agent, self._segment.frames[known.ordinal], self._proven[known.ordinal])
         if body is None:
             record = wanted_by.record
             raise ColdBase(

@@ -1,8 +1,9 @@
 """The view: a local SQLite index of one region's copy (agent → records → where), with the newest bodies warm and proven.
 
-The holder adds what it commits, a standby what it reads back; both through ``apply``, which decodes and hashes every body,
-so whatever the view lists as verified has been restored once already. It is a cache of the region's store: a file that is
-damaged or of another schema is set aside and rebuilt by following from the start.
+The holder adds what it commits, a standby what it reads back; both through ``apply``, which decodes and hashes every body
+(the holder hands over those that it decoded and hashed when it took them), so whatever the view lists as verified has been
+restored once already. It is a cache of the region's store: a file that is damaged or of another schema is set aside and
+rebuilt by following from the start.
 
 - *Warm*: the bodies of the newest two records of each agent and kind (at most 32 kinds of an agent besides checkpoint, task
   and assignment). That is also what the next delta needs. Older bodies come from the store (``reader``).
@@ -20,7 +21,7 @@ Synchronous and short. One caller at a time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,20 @@ class View:
 
     # --------------------------------------------------------------------------------------------------------- changes
 
-    def apply(self, segment: Segment, chain: str, ref: SegmentRef, data_len: int) -> None:
+    def apply(
+        self,
+        segment: Segment,
+        chain: str,
+        ref: SegmentRef,
+        data_len: int,
+        proven: Sequence[bytes | None] | None = None,
+    ) -> None:
         """Adds the segment after the position; ``chain`` is the chain hash after it. Every body is decoded and hashed, in one
         transaction: all or nothing. Raises Conflict when it is not the next one, Corrupt (naming agent and record) when it
-        does not fit or a body does not verify, ColdBase when a delta's base has to be loaded first."""
+        does not fit or a body does not verify, ColdBase when a delta's base has to be loaded first.
+
+        ``proven``: for each frame the body that *this process* decoded from these very bytes and hashed already (None: not
+        yet). Whoever read the segment from a store has none."""
         header = segment.header
         no, seq, last_chain, floor_seq, _ = self._stream(ref.stream)
         if (header.stream, header.seq, header.epoch) != (ref.stream, ref.seq, ref.epoch):
@@ -160,7 +171,7 @@ class View:
             if no == 0:
                 self._tables.run("INSERT INTO streams VALUES (NULL, ?, 0, ?, 0, ?, 0)", (ref.stream, GENESIS, GENESIS))
                 no = self._stream(ref.stream)[0]
-            added = Round(self._tables, no, floor_seq, segment, self._limits).index()
+            added = Round(self._tables, no, floor_seq, segment, self._limits, proven).index()
             self._tables.run(
                 "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", (no, ref.seq, chain, ref.epoch, len(segment.frames), data_len)
             )

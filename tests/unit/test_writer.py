@@ -20,12 +20,15 @@ from controller.domain.lag import Backlog
 from controller.domain.model import GENESIS, Ack, Commit, EpochStart, Fence, Frame, Head, SegmentRef
 from controller.errors import Refused, Unavailable
 from controller.lab.virtual_time import VirtualClock, run_virtual
-from controller.stream import writer as writer_module
+from controller.stream import backlog as backlog_module
+from controller.stream import log as log_module
+from controller.stream.batcher import RECORD_BYTES, weight
 from controller.stream.history import Tail
 from controller.stream.limits import MAX_CHAIN
+from controller.stream.pump import RETRY_SECONDS
 from controller.stream.segment import SegmentHeader, decode_segment, encode_segment, frame, next_chain
 from controller.stream.view import View
-from controller.stream.writer import RECORD_BYTES, StreamWriter, WriterLimits
+from controller.stream.writer import StreamWriter, WriterLimits
 from tests.support.segments import GROUP, History
 
 STREAM = "0"
@@ -341,10 +344,14 @@ def acknowledged_too_late(kind: type[StreamWriter], woken_by: str) -> list[Ack]:
             assert rig.servers[HOME].head(STREAM).seq == 1  # it did commit
         elif woken_by == "a repetition":
             await rig.one("r1")
-            now = rig.clock.monotonic()
-            asked = asyncio.create_task(rig.one("r1"))
-            asyncio.get_running_loop().call_soon(lambda: setattr(rig, "right_ends", now))  # while its answer is prepared
-            late.append(await asked)
+            find = rig.view.find
+
+            def find_and_pause(agent: str, record_id: str) -> tuple[str, int] | None:
+                rig.right_ends = rig.clock.monotonic()  # the process was stopped while it looked the record up
+                return find(agent, record_id)
+
+            rig.view.find = find_and_pause  # type: ignore[method-assign]
+            late.append(await rig.one("r1"))
         elif woken_by == "a pause":
             settle = rig.writer._settle
 
@@ -456,7 +463,7 @@ def test_a_full_queue_refuses_and_drops_nothing_that_it_took(shape: str) -> None
             asked = asyncio.create_task(rig.put(heavy(number)))
             await rig.wait(0.03)
             if asked.done():
-                with pytest.raises(Unavailable, match="bytes wait to be written and the bound is 262144"):
+                with pytest.raises(Unavailable, match="bytes wait to be written and the bound is 524288"):
                     await asked
                 break
             taken.append(asked)
@@ -497,7 +504,7 @@ def test_the_weight_of_a_record_is_never_below_what_it_takes_in_a_segment(agents
     for frames in ([one] for one in made):
         with_it = len(encode_segment(SegmentHeader(GROUP, STREAM, 1, 1, GENESIS, 0.0), frames))
         without = len(encode_segment(SegmentHeader(GROUP, STREAM, 1, 1, GENESIS, 0.0), []))
-        assert with_it - without <= writer_module._weight(frames[0]) <= 5 * (with_it - without) + RECORD_BYTES
+        assert with_it - without <= weight(frames[0]) <= 5 * (with_it - without) + RECORD_BYTES
 
 
 def test_segments_close_on_size_and_on_number_and_keep_the_order() -> None:
@@ -578,7 +585,7 @@ def test_one_lost_answer_costs_one_reattachment(op: str, region: str) -> None:
         started = rig.clock.monotonic()
         ack = await rig.one("r1", copies=3)
         assert (ack.status, ack.seq) == ("acknowledged", 1)
-        assert rig.clock.monotonic() - started == pytest.approx(writer_module.RETRY_SECONDS, abs=0.1)
+        assert rig.clock.monotonic() - started == pytest.approx(RETRY_SECONDS, abs=0.1)
         assert rig.writer.seq == 1
 
     story(steps)
@@ -595,12 +602,12 @@ def test_a_store_that_was_away_catches_up_from_the_home_store() -> None:
         rig.gates[FAR].cut = True
         for number in range(120):
             assert (await rig.one(f"r{number}", copies=2, body=random.Random(number).randbytes(5_000))).status == "acknowledged"
-        assert rig.writer._log_bytes <= rig.limits.queue_max_bytes + 6_000
+        assert rig.writer.log.bytes <= rig.limits.queue_max_bytes + 6_000
         rig.gates[FAR].cut = False
         rig.gates[HOME].calls.clear()
         await rig.everywhere()
         assert rig.gates[HOME].calls["get_segment"] > 50
-        assert rig.writer._log_bytes == 0
+        assert rig.writer.log.bytes == 0
 
     story(steps, limits=replace(LIMITS, queue_max_bytes=2**17))
 
@@ -680,8 +687,8 @@ def test_a_commit_that_arrives_long_after_it_was_given_up_does_no_harm() -> None
 
 
 def test_the_memory_stays_bounded_while_a_region_is_dead_for_ten_thousand_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "LOG_SEGMENTS", 512)
-    monkeypatch.setattr(writer_module, "BACKLOG_MARKS", 512)
+    monkeypatch.setattr(log_module, "LOG_SEGMENTS", 512)
+    monkeypatch.setattr(backlog_module, "BACKLOG_MARKS", 512)
 
     async def steps(rig: Rig) -> None:
         writer = await rig.open()
@@ -692,10 +699,10 @@ def test_the_memory_stays_bounded_while_a_region_is_dead_for_ten_thousand_segmen
             acks = await rig.put(*frames)
             first_at = first_at or writer.now()
             assert {ack.status for ack in acks} == {"acknowledged"}
-            assert len(writer._log) <= 512 + 250
+            assert len(writer.log) <= 512 + 250
             assert len(writer._marks) <= 1024 + 1
             assert not writer._waiting
-            assert not writer._pending
+            assert not len(writer._admission)
         assert writer.seq == 10_000
         lag = writer.backlog(FAR)
         assert lag is not None
@@ -1005,7 +1012,7 @@ def test_lag_is_never_reported_smaller_than_it_is(seed: int) -> None:
 
 
 def test_marks_that_are_merged_keep_the_older_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "BACKLOG_MARKS", 4)
+    monkeypatch.setattr(backlog_module, "BACKLOG_MARKS", 4)
 
     async def steps(rig: Rig) -> None:
         await rig.open()
@@ -1016,7 +1023,7 @@ def test_marks_that_are_merged_keep_the_older_time(monkeypatch: pytest.MonkeyPat
             await rig.wait(1.0)
         assert len(rig.writer._marks) <= 9
         for number in range(29):
-            assert rig.writer._received_after(number) <= stamps[number + 1]
+            assert rig.writer._marks.received_after(number) <= stamps[number + 1]
 
     story(steps)
 

@@ -1,0 +1,164 @@
+"""Whether a record may be taken: repetitions recognised, deltas resolved, bodies decoded and hashed.
+
+Every body is proven here, once, against the hash that its agent gave it; the view takes it from here (``Entry.body``) and does
+not decode it again. Large ones are decoded in a thread, because the event loop also keeps the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from controller.domain.model import Encoding, Frame, Record
+from controller.errors import Conflict, DrError, Refused
+from controller.stream.batcher import Entry
+from controller.stream.limits import MAX_CHAIN
+from controller.stream.segment import open_frame
+from controller.stream.view import View
+
+INLINE_BYTES = 2**20
+"""Bodies of one call up to this are decoded at once (about 2 ms); more in a thread."""
+RECENT_BYTES = 64 * 2**20
+"""Newest bodies of agents, kept so that the next delta of each finds its base without asking the view."""
+RECENT_MAX_BODY_BYTES = 4 * 2**20
+
+
+class Admission:
+    """Records on their way from the agent into the view. ``bytes``: decoded bodies that are held for them."""
+
+    def __init__(self, view: View, stores: int, now: Callable[[], float]) -> None:
+        self._view = view
+        self._stores = stores
+        self._now = now
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._recent: OrderedDict[tuple[str, str], tuple[str, bytes, int]] = OrderedDict()
+        self._recent_bytes = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # ------------------------------------------------------------------------------------------------------- looking
+
+    def repeats(self, record: Record) -> Entry | int | None:
+        """The record that this one repeats: on its way, or the segment it is in; None: it is new. Raises Conflict."""
+        entry = self._entries.get((record.agent, record.id))
+        if entry is not None:
+            if entry.frame.record.sha256 != record.sha256:
+                raise _other_body(record.agent, record.id)
+            return entry
+        known = self._view.find(record.agent, record.id)
+        if known is None:
+            return None
+        if known[0] != record.sha256:
+            raise _other_body(record.agent, record.id)
+        return known[1]
+
+    def check_copies(self, record: Record) -> None:
+        """Raises Refused."""
+        if record.copies > self._stores:
+            raise Refused(f"copies = {record.copies} and there are {self._stores} region stores", hint="ask for fewer copies")
+
+    def _base_of(self, frame: Frame) -> tuple[bytes | None, int]:
+        """Body of the delta's base and the depth of the chain with this record. Raises Refused: send the whole body."""
+        if frame.encoding is not Encoding.DELTA or frame.base is None:
+            return None, 0
+        agent = frame.record.agent
+        entry = self._entries.get((agent, frame.base))
+        recent = self._recent.get((agent, frame.record.kind))
+        if entry is not None and entry.body is not None:
+            body, depth = entry.body, entry.depth + 1
+        elif recent is not None and recent[0] == frame.base:
+            body, depth = recent[1], recent[2] + 1
+        else:
+            found = self._view.read(agent, frame.base)
+            if found is None:
+                raise _unknown_base(f"the base {frame.base!r} of the delta is not at hand")
+            body, depth = found[1], (self._view.chain_depth(agent, frame.base) or 0) + 1
+        if depth > MAX_CHAIN:
+            raise _unknown_base(f"{depth} deltas would stand on each other, {MAX_CHAIN} are allowed")
+        return body, depth
+
+    # -------------------------------------------------------------------------------------------------------- taking
+
+    async def open_ahead(self, frames: Sequence[Frame]) -> Mapping[int, bytes]:
+        """Bodies of a call that is too large to be decoded on the event loop, by the number of their frame. What is not in it
+        (a delta whose base is not at hand, a body that does not verify) is looked at by ``take``, which says what is wrong."""
+        size = sum(frame.record.size for frame in frames)
+        if size <= INLINE_BYTES:
+            return {}
+        jobs: list[tuple[Frame, bytes | int | None]] = []
+        numbers: dict[tuple[str, str], int] = {}
+        for number, frame in enumerate(frames):
+            record = frame.record
+            inside = numbers.get((record.agent, frame.base)) if frame.base is not None else None
+            try:
+                jobs.append((frame, self._base_of(frame)[0] if inside is None else inside))
+            except DrError:
+                jobs.append((frame, None))
+            numbers[record.agent, record.id] = number
+        self.bytes += size
+        try:
+            return await asyncio.to_thread(_open_all, jobs)
+        finally:
+            self.bytes -= size
+
+    def take(self, frame: Frame, weight: int, body: bytes | None = None) -> Entry:
+        """A new record: stamped, decoded (unless ``open_ahead`` did it), remembered until the view has it. Raises DrError."""
+        base, depth = self._base_of(frame)
+        if body is None:
+            body = open_frame(frame, base)
+        entry = Entry(replace(frame, record=replace(frame.record, received_at=self._now())), weight, body, depth)
+        self._entries[frame.record.agent, frame.record.id] = entry
+        if body is not frame.payload:
+            self.bytes += len(body)
+        return entry
+
+    def applied(self, entry: Entry) -> None:
+        """The view has it: repetitions are recognised there, and its body is the base of the agent's next delta."""
+        record, body = entry.frame.record, entry.body
+        self._entries.pop((record.agent, record.id), None)
+        if body is None:
+            return
+        if body is not entry.frame.payload:
+            self.bytes -= len(body)
+        key = record.agent, record.kind
+        before = self._recent.pop(key, None)
+        if before is not None:
+            self._recent_bytes -= len(before[1])
+        if len(body) > RECENT_MAX_BODY_BYTES:
+            return
+        self._recent[key] = record.id, body, entry.depth
+        self._recent_bytes += len(body)
+        while self._recent_bytes > RECENT_BYTES:
+            _, (_, dropped, _) = self._recent.popitem(last=False)
+            self._recent_bytes -= len(dropped)
+
+
+def _open_all(jobs: Sequence[tuple[Frame, bytes | int | None]]) -> dict[int, bytes]:
+    """In a thread: works on its arguments only. A base that is a number is the body of that frame of the same call."""
+    found: dict[int, bytes] = {}
+    for number, (frame, base) in enumerate(jobs):
+        body = found.get(base) if isinstance(base, int) else base
+        if frame.encoding is Encoding.DELTA and body is None:
+            continue
+        try:
+            found[number] = open_frame(frame, body)
+        except DrError:
+            continue
+    return found
+
+
+def _unknown_base(message: str) -> Refused:
+    error = Refused(message, hint="send the whole body")
+    error.code = "unknown_base"
+    return error
+
+
+def _other_body(agent: str, record_id: str) -> Refused:
+    return Conflict(
+        f"record {record_id!r} of agent {agent!r} exists with another body",
+        hint="record ids name one body for ever; use a new id",
+    )
