@@ -40,6 +40,9 @@ _CLASSES: dict[str, type[DrError]] = {
 } | {FenceLost.code: FenceLost}
 
 
+Params = Mapping[str, str | int | float | Sequence[str]]
+
+
 class Usage(DrError):
     """The command line is wrong."""
 
@@ -106,9 +109,13 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def get(self, kind: Any, path: str, params: Mapping[str, str | int] | None = None) -> Answer[Any]:
+    def get(self, kind: Any, path: str, params: Params | None = None) -> Answer[Any]:
         """Reads a document. Raises Unavailable when nobody answers, Corrupt when it is not understood, what the server said."""
         return self._decode(kind, *self._ask("GET", path, params=params, seconds=READ_SECONDS))
+
+    def body(self, path: str) -> bytes:
+        """Bytes as they are. Raises as ``get``."""
+        return self._ask("GET", path, seconds=READ_SECONDS)[0]
 
     def post(self, kind: Any, path: str, body: Mapping[str, object]) -> Answer[Any]:
         """Sends a change, to one controller. Raises OutcomeUnknown when its answer was lost, else as ``get``."""
@@ -130,7 +137,7 @@ class Client:
         path: str,
         *,
         seconds: float,
-        params: Mapping[str, str | int] | None = None,
+        params: Params | None = None,
         body: Mapping[str, object] | None = None,
     ) -> tuple[bytes, str]:
         tried: list[str] = []
@@ -186,7 +193,7 @@ class Client:
         method: str,
         url: str,
         seconds: float,
-        params: Mapping[str, str | int] | None = None,
+        params: Params | None = None,
         body: Mapping[str, object] | None = None,
     ) -> tuple[int, bytes]:
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)

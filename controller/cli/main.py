@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from controller.cli import group, look, ops, plans
+from controller.cli import group, history, look, ops, plans
 from controller.cli.client import Usage
 from controller.cli.session import ConfigOption, EndpointOption, Interrupted, Output, OutputOption, Session, session
 from controller.errors import DrError
@@ -62,6 +62,7 @@ app.command(epilog="Example: drctl approve PLAN --key ~/.ssh/id_ed25519 --princi
 app.command(epilog="Example: drctl promote PLAN --execute --confirm eu-central-1 --wait")(plans.promote)
 app.command()(look.journal)
 app.add_typer(look.audit_app, name="audit")
+app.add_typer(history.checkpoints_app, name="checkpoints")
 app.command(epilog="Example: drctl serve --config /etc/dr/controller.toml")(ops.serve)
 app.add_typer(ops.config_app, name="config")
 app.command(epilog="Example: drctl bootstrap --config /etc/dr/controller.toml --region eu-west-1")(group.bootstrap)

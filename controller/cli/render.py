@@ -61,6 +61,16 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table as every command prints it."""
+    return _table(*columns, right=right)
+
+
+def fact(console: Console, name: str, value: str | Text) -> None:
+    """A line that begins with its name."""
+    _fact(console, name, value)
+
+
 def _measured(value: object, words: str) -> Text:
     return text(words, "yellow" if isinstance(value, Unknown) else "")
 

@@ -9,6 +9,7 @@ import re
 import sys
 import tomllib
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ DEFAULT_ENDPOINT = "http://127.0.0.1:8080"
 PIPE_WIDTH = 140
 """Columns when the output is not a terminal: wide enough that tables in a log are not folded."""
 
+_AGO = re.compile(r"(\d{1,7}(?:\.\d{1,3})?)(s|m|h|d)", re.ASCII)
 _DURATION = re.compile(r"(\d{1,7}(?:\.\d{1,3})?)(s|m|h)?", re.ASCII)
 
 
@@ -182,6 +184,29 @@ def parse_duration(text: str) -> float:
     if seconds <= 0:
         raise Usage(f"{visible(text, 40)!r} is not a duration", hint="write it like 90s, 15m or 1h")
     return seconds
+
+
+def parse_time(text: str, now: float) -> float:
+    """A point in time as seconds since 1970: ISO 8601 (UTC when it names no offset), ``now``, or so long ago: ``15m``, ``2h``,
+    ``3d``. Raises Usage."""
+    words = text.strip().removesuffix("ago").strip()
+    if words == "now":
+        return now
+    match = _AGO.fullmatch(words)
+    if match:
+        found = now - float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    else:
+        try:
+            parsed = datetime.fromisoformat(words)
+            found = (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError) as error:
+            raise Usage(
+                f"{visible(text, 60)!r} is not a time",
+                hint="write it like 2026-11-21T14:05:00Z, or 15m, 2h, 3d (ago)",
+            ) from error
+    if found < 0:
+        raise Usage(f"{visible(text, 60)!r} is before 1970", hint="write it like 2026-11-21T14:05:00Z, or 15m, 2h, 3d")
+    return found
 
 
 def default_person() -> str:

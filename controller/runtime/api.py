@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from functools import cache
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 
 from controller import __version__
@@ -22,6 +20,7 @@ from controller.domain.model import Beat, BeatAnswer, IngestAnswer, Kind, Member
 from controller.domain.promotion import PlanRecord
 from controller.errors import Corrupt, DrError, NotActive, Refused
 from controller.ports import Clock
+from controller.runtime.api_archive import archive_routes
 from controller.runtime.api_documents import (
     AbortIn,
     ApprovalIn,
@@ -34,7 +33,6 @@ from controller.runtime.api_documents import (
     TaskIn,
 )
 from controller.runtime.api_door import (
-    JSON,
     NO_STORE,
     BadRequest,
     Door,
@@ -46,6 +44,8 @@ from controller.runtime.api_door import (
     plan_id,
     record_id,
 )
+from controller.runtime.api_door import adapter as _adapter
+from controller.runtime.api_door import answer as _answer
 from controller.runtime.service import (
     AgentSeen,
     ApprovalRequest,
@@ -68,15 +68,6 @@ INLINE_DECODE_BYTES = 1024 * 1024
 """Larger batches are decoded in a thread: nothing may block the loop that renews the lease."""
 
 OCTETS = "application/octet-stream"
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _answer(kind: Any, value: object, status: int = 200) -> Response:
-    return Response(_adapter(kind).dump_json(value), status, NO_STORE, JSON)
 
 
 AgentName = Annotated[str, Depends(agent_name)]
@@ -351,6 +342,12 @@ def create_app(service: ControllerService, *, clock: Clock) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    for router in (_agent_routes(service), _reading_routes(service), _plan_routes(service), _probe_routes(service, clock)):
+    for router in (
+        _agent_routes(service),
+        archive_routes(service),
+        _reading_routes(service),
+        _plan_routes(service),
+        _probe_routes(service, clock),
+    ):
         app.include_router(router)
     return app

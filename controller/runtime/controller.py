@@ -38,6 +38,7 @@ from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.errors import Corrupt, DrError, Refused
 from controller.ports import Page
 from controller.runtime.active import Active, Ports, Shell
+from controller.runtime.archive import Archive
 from controller.runtime.audit import Audit
 from controller.runtime.desk import Desk
 from controller.runtime.documents import Keys, Seen, read, read_readable
@@ -138,6 +139,7 @@ class Controller(Desk):
                 settings.fleet.beat_seconds, settings.fleet.misses_degraded, settings.fleet.misses_failed, settings.fleet.pool
             ),
         )
+        self.archive = Archive(settings.group, settings.region, self._view, lambda: self._streams, self._fleet)
         self._metrics = Metrics(settings.group, settings.region, settings.instance)
         self._started_at = ports.clock.wall()
         self._role = Role.STANDBY
@@ -493,5 +495,6 @@ class Controller(Desk):
         kind = self._book.kind_of(request)
         evidence, _ = await gather(self._outside, kind, request.to, await self._knowledge())
         return await self._book.create(request, evidence)
+
 
 __all__ = ["Controller", "Ports"]

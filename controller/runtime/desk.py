@@ -28,6 +28,7 @@ from controller.domain.promotion import PlanRecord
 from controller.errors import NotActive, NotFound, OutcomeUnknown, Unavailable
 from controller.ports import Clock, Page, RegionStore
 from controller.runtime.active import Active, Ports
+from controller.runtime.archive import Archive
 from controller.runtime.documents import Keys, Seen, read
 from controller.runtime.evidence import Coordination, Outside, look, read_traffic
 from controller.runtime.fleet import FleetManager
@@ -74,6 +75,7 @@ class Desk(ABC):
     _followed_at: float
     _warnings: dict[str, str]
     _unheard: list[Page]
+    archive: Archive
 
     @abstractmethod
     def _positions(self) -> dict[str, Position]:

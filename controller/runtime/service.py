@@ -28,6 +28,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import PlanRecord
+from controller.runtime.archive_documents import ArchiveService
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,11 @@ class ControllerService(Protocol):
 
     @property
     def role(self) -> Role: ...
+
+    @property
+    def archive(self) -> ArchiveService:
+        """The past of this region's copy."""
+        ...
 
     def may_act(self) -> bool:
         """Whether the right of this instance to act has not run out. Local, no I/O."""

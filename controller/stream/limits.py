@@ -19,6 +19,14 @@ ORIGIN = "dr.origin"
 """Reserved ``meta`` key: ``"{seq}.{ordinal}"`` of the place where a carried-forward record stood first. It keeps the order of
 an agent's records right in copies that begin after that place. Agents may not set it."""
 
+RESERVED = "dr."
+"""Keys of ``meta`` that begin so belong to controllers: a batch that sets one is refused."""
+
+RESTORED = "dr.restored_from"
+UPTO = "dr.restored_upto"
+"""``meta`` of a record that gives an earlier state back: the id of the record whose body it repeats, and of the last record of
+the agent at that time. Everything between that one and this record is stepped over: still there, and no state any more."""
+
 MAX_CHAIN = 64
 """Deltas that may stand on each other before a whole body: reading one record costs at most one GET more than this."""
 

@@ -20,7 +20,7 @@ import msgspec
 from controller.domain.model import Encoding, Frame, Record
 from controller.errors import Corrupt, Refused
 from controller.stream.delta import frame, open_frame
-from controller.stream.limits import DEFAULT_LIMITS, ORIGIN, Limits, frame_problem, is_hash, name_problem
+from controller.stream.limits import DEFAULT_LIMITS, RESERVED, Limits, frame_problem, is_hash, name_problem
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -368,6 +368,7 @@ def decode_frames(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Frame, 
         _bad("a batch has neither header nor index", first)
     frames, _ = _decode_all(data, first, end, count, limits)
     for item in frames:
-        if ORIGIN in item.record.meta:
-            _bad(f"record {ascii(item.record.id)[:320]} sets meta {ORIGIN!r}, which belongs to controllers", first)
+        own = next((key for key in item.record.meta if key.startswith(RESERVED)), None)
+        if own is not None:
+            _bad(f"record {ascii(item.record.id)[:320]} sets meta {own!a}, which belongs to controllers", first)
     return tuple(frames)

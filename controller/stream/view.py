@@ -82,6 +82,11 @@ class View:
         self._lent: set[int] = set()
         self._tables.run(f"DELETE FROM warm WHERE {_NOT_NEWEST}")  # noqa: S608 - what a stop left behind
 
+    @property
+    def tables(self) -> Tables:
+        """For the questions of ``stream/past.py`` and ``stream/verify.py``, which only read."""
+        return self._tables
+
     def close(self) -> None:
         """Closes the file. The view is not usable afterwards."""
         self._tables.close()

@@ -40,7 +40,9 @@ from controller.domain.plan import (
 from controller.domain.promotion import TRANSITIONS, Event, PlanRecord, State, move
 from controller.errors import ApprovalRequired, NotActive, NotFound, Refused
 from controller.ports import Identity
+from controller.runtime.archive import Archive
 from controller.runtime.audit import GENESIS, entry_hash
+from controller.runtime.fleet import FleetManager
 from controller.runtime.service import (
     AgentSeen,
     ApprovalRequest,
@@ -53,6 +55,7 @@ from controller.runtime.service import (
     RegionStatus,
     Status,
 )
+from controller.stream.view import View
 
 GROUP = "lab"
 REGIONS = ("eu-west-1", "eu-central-1", "us-east-1")
@@ -165,6 +168,13 @@ class FakeService:
         self.seen_agents: tuple[AgentSeen, ...] = ()
         self.status_changes: dict[str, object] = {}
         self.calls: list[str] = []
+        self.view = View(None)
+        """What the past is read from; a history is put in with ``History.apply_to``."""
+        fleet = FleetManager(self.view, self._never, lambda: self.right_seconds, self.clock, epoch=lambda: 7)
+        self.archive = Archive(GROUP, self.region, self.view, lambda: ("0",), fleet)
+
+    async def _never(self, frames: Sequence[Frame]) -> IngestAnswer:
+        raise AssertionError("nothing here writes for the fleet")
 
     # -- local facts
 

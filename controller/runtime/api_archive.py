@@ -1,0 +1,71 @@
+"""Routes about the past: records with their places, points in time. Every controller answers them from its own copy, alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from controller.domain.model import Kind
+from controller.runtime.api_door import agent_name, answer, named, record_id
+from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen
+from controller.stream.limits import DEFAULT_LIMITS
+
+if TYPE_CHECKING:
+    from controller.runtime.service import ControllerService
+
+AgentName = Annotated[str, Depends(agent_name)]
+RecordId = Annotated[str, Depends(record_id)]
+KindQuery = Annotated[str, Query(max_length=64, description="kind of record")]
+Time = Annotated[float, Query(ge=0, lt=1e12, allow_inf_nan=False, description="seconds since 1970")]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Name = Annotated[str, Query(max_length=300)]
+
+
+def _kind(value: str) -> str:
+    return named(value, "kind", DEFAULT_LIMITS.kind_chars)
+
+
+def archive_routes(service: ControllerService) -> APIRouter:
+    """All of them."""
+    router = APIRouter(prefix="/v1", tags=["the past"])
+
+    @router.get("/checkpoints", response_model=tuple[CheckpointSeen, ...], summary="The newest record of each agent, by name")
+    async def newest(kind: KindQuery = Kind.CHECKPOINT, after: Name = "", limit: Limit = 100) -> Response:
+        return answer(tuple[CheckpointSeen, ...], service.archive.newest(_kind(kind), after, limit))
+
+    @router.get("/agents/{agent}/checkpoints", response_model=tuple[CheckpointSeen, ...], summary="Records with their places")
+    async def checkpoints(
+        agent: AgentName,
+        kind: Annotated[str | None, Query(max_length=64)] = None,
+        before: Annotated[str | None, Query(max_length=300)] = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        limit: Limit = 100,
+    ) -> Response:
+        found = service.archive.checkpoints(
+            agent,
+            kind=None if kind is None else _kind(kind),
+            before=None if before is None else named(before, "before", DEFAULT_LIMITS.id_chars),
+            since=since,
+            until=until,
+            limit=limit,
+        )
+        return answer(tuple[CheckpointSeen, ...], found)
+
+    @router.get("/agents/{agent}/checkpoints/{record}", response_model=CheckpointSeen, summary="One record and where it lies")
+    async def checkpoint(agent: AgentName, record: RecordId) -> Response:
+        return answer(CheckpointSeen, service.archive.checkpoint(agent, record))
+
+    @router.get("/as-of", response_model=AsOf, summary="What was newest at a point in time")
+    async def as_of(
+        at: Time,
+        kind: KindQuery = Kind.CHECKPOINT,
+        agent: Annotated[tuple[str, ...], Query(max_length=MAX_AS_OF, description="only these agents")] = (),
+        after: Name = "",
+        limit: Annotated[int, Query(ge=1, le=MAX_AS_OF)] = MAX_AS_OF,
+    ) -> Response:
+        names = tuple(named(name, "agent", DEFAULT_LIMITS.agent_chars) for name in agent)
+        return answer(AsOf, service.archive.as_of(at, _kind(kind), names, after, limit))
+
+    return router

@@ -1,0 +1,94 @@
+"""What a controller answers about the past: records with their places, and points in time. Frozen; fields are only added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+MAX_AS_OF = 500
+"""Agents in one page of a point in time: some milliseconds for the view."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSeen:
+    """A record without its body, and where it lies in the copy of the region that answers."""
+
+    agent: str
+    id: str
+    kind: str
+    sha256: str
+    size: int
+    parent: str | None
+    created_at: float
+    received_at: float
+    copies: int
+    attempt: int
+    stream: str
+    seq: int
+    ordinal: int
+    key: str
+    """Object key below the group's prefix; "" when only a carried-forward copy is left."""
+    encoding: str
+    depth: int
+    """Deltas that a reader goes through."""
+    verified: bool
+    """Its body was decoded and hashed in this region."""
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentThen:
+    """One agent at a point in time. ``state``: ``found`` (something newer would be stepped over), ``unchanged`` (nothing is
+    newer), ``restored`` (this very point was restored already), ``none`` (the agent had nothing then), ``gone`` (this copy does
+    not reach back so far for it)."""
+
+    agent: str
+    state: str
+    why: str
+    found: CheckpointSeen | None
+    upto: str
+    """Last record of the agent's state at that time."""
+    newest_id: str
+    newest_at: float
+    newer: int
+    """Records of its state that came after."""
+    earliest_at: float
+    """The oldest point in time that can be given back for it."""
+    host: str = ""
+    running: bool = False
+    """A host that beats has it: it would write over what is restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class AsOf:
+    """A page of agents at one point in time. ``after``: ask for the next page with it; "" = this was the last."""
+
+    group: str
+    region: str
+    at: float
+    kind: str
+    begins_at: float
+    """The time from which on this copy has everything; 0 = the whole history."""
+    agents: tuple[AgentThen, ...]
+    after: str = ""
+
+
+class ArchiveService(Protocol):
+    """The past, as any controller knows it from its own region's copy. Needs no etcd and no active controller."""
+
+    def newest(self, kind: str, after: str, limit: int) -> tuple[CheckpointSeen, ...]: ...
+
+    def checkpoints(
+        self, agent: str, *, kind: str | None, before: str | None, since: float | None, until: float | None, limit: int
+    ) -> tuple[CheckpointSeen, ...]:
+        """Newest first. Raises NotFound."""
+        ...
+
+    def checkpoint(self, agent: str, record_id: str) -> CheckpointSeen:
+        """Raises NotFound."""
+        ...
+
+    def as_of(self, at: float, kind: str, agents: tuple[str, ...], after: str, limit: int) -> AsOf:
+        """``agents`` empty: all, in pages. Raises NotFound, Refused for a time before what this copy has."""
+        ...
