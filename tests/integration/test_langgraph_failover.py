@@ -1,145 +1,25 @@
 """A real LangGraph graph loses its region in the middle and gives the answer that an undisturbed run gives.
 
-The graph has a (deterministic) chat model, two tools, and a subgraph that drafts a text and waits for a human.
+The graph is that of ``tests/support/voyage.py``.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
 
 import pytest
 
 pytest.importorskip("langgraph.graph", reason="langgraph is not installed")
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.tools import tool
-from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
-from langgraph.graph.message import add_messages
-from langgraph.prebuilt import ToolNode
-from langgraph.types import Command, interrupt
+from langgraph.types import Command
 
 from controller.agent import AsyncCheckpoints, Checkpoints, Fenced
 from controller.agent.langgraph import ReplicatedSaver
 from controller.errors import FenceLost, Unavailable
 from tests.support.served import ServedController
-
-QUESTION = {"messages": [HumanMessage("How many ships are in port, and what do they weigh?", id="question")]}
-APPROVAL = "approved by the harbour master"
-
-
-class ScriptedModel(BaseChatModel):
-    """Answers by what it has seen so far, always the same."""
-
-    @property
-    def _llm_type(self) -> str:
-        return "scripted"
-
-    def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **_: Any) -> ChatResult:
-        results = [message.content for message in messages if isinstance(message, ToolMessage)]
-        script = [("count_ships", {"port": "Rotterdam"}), ("weigh", {"ships": 7})]
-        if len(results) < len(script):
-            name, arguments = script[len(results)]
-            answer = AIMessage(
-                "let me look",
-                id=f"ask-{len(results)}",
-                tool_calls=[{"name": name, "args": arguments, "id": f"call-{len(results)}"}],
-            )
-        else:
-            answer = AIMessage(f"Seen: {'; '.join(map(str, results))}.", id="answer")
-        return ChatResult(generations=[ChatGeneration(message=answer)])
-
-
-class State(TypedDict):
-    messages: Annotated[list[AnyMessage], add_messages]
-    review: str
-
-
-class Review(TypedDict):
-    messages: list[AnyMessage]
-    draft: str
-    review: str
-
-
-Hook = Callable[[str], None]
-
-
-def build(saver: Any, at: Hook = lambda place: None) -> Any:
-    """``at`` is called inside nodes and tools with their name: where a test makes the world end."""
-
-    @tool
-    def count_ships(port: str) -> str:
-        """Counts ships."""
-        at("count_ships")
-        return f"7 ships in {port}"
-
-    @tool
-    def weigh(ships: int) -> str:
-        """Weighs ships."""
-        at("weigh")
-        return f"{ships * 1200} tons"
-
-    model = ScriptedModel()
-
-    def assistant(state: State) -> dict[str, Any]:
-        at("assistant")
-        return {"messages": [model.invoke(state["messages"])]}
-
-    def route(state: State) -> str:
-        last = state["messages"][-1]
-        return "tools" if isinstance(last, AIMessage) and last.tool_calls else "review"
-
-    def draft(state: Review) -> dict[str, Any]:
-        at("draft")
-        return {"draft": f"Draft: {state['messages'][-1].content}"}
-
-    def ask_human(state: Review) -> dict[str, Any]:
-        word = interrupt({"please read": state["draft"]})
-        at("after the human")
-        return {"review": f"{state['draft']} ({word})"}
-
-    def finish(state: State) -> dict[str, Any]:
-        at("finish")
-        return {"messages": [AIMessage(f"FINAL {state['review']}", id="final")]}
-
-    review = StateGraph(Review)
-    review.add_node("draft", draft)
-    review.add_node("ask_human", ask_human)
-    review.add_edge(START, "draft")
-    review.add_edge("draft", "ask_human")
-    review.add_edge("ask_human", END)
-
-    graph = StateGraph(State)
-    graph.add_node("assistant", assistant)
-    graph.add_node("tools", ToolNode([count_ships, weigh]))
-    graph.add_node("review", review.compile())
-    graph.add_node("finish", finish)
-    graph.add_edge(START, "assistant")
-    graph.add_conditional_edges("assistant", route, ["tools", "review"])
-    graph.add_edge("tools", "assistant")
-    graph.add_edge("review", "finish")
-    graph.add_edge("finish", END)
-    return graph.compile(checkpointer=saver)
-
-
-def config_of(thread: str, **more: Any) -> dict[str, Any]:
-    return {"configurable": {"thread_id": thread, **more}}
-
-
-def talk(answer: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(message.type, str(message.content)) for message in answer["messages"]]
-
-
-def undisturbed() -> list[tuple[str, str]]:
-    graph, config = build(InMemorySaver()), config_of("calm")
-    waiting = graph.invoke(QUESTION, config)
-    assert "__interrupt__" in waiting
-    return talk(graph.invoke(Command(resume=APPROVAL), config))
+from tests.support.voyage import APPROVAL, QUESTION, build, config_of, talk, undisturbed
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -15,9 +14,9 @@ from controller.agent import Checkpoints
 from controller.agent.langgraph import IncompleteHistory, ReplicatedSaver
 from controller.agent.sessions import ReplicatedSession
 from controller.stream.live import NEEDS, live
-from tests.integration.test_langgraph_failover import APPROVAL, QUESTION, build, talk, undisturbed
 from tests.integration.test_langgraph_saver import diary, keep
 from tests.support.served import ServedController
+from tests.support.voyage import APPROVAL, QUESTION, build, config_of, talk, undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +29,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedControlle
 def client(served: ServedController) -> Iterator[Checkpoints]:
     with Checkpoints(served.urls) as one:
         yield one
-
-
-def config_of(thread: str) -> dict[str, Any]:
-    return {"configurable": {"thread_id": thread}}
 
 
 def carry(client: Checkpoints, source: str, target: str, *, without_needs: bool = False) -> tuple[int, int]:
