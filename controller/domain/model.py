@@ -292,6 +292,8 @@ class Authority:
     stores: tuple[str, ...]
     plan: str | None = None
     barrier: Barrier | None = None
+    streams: int = 1
+    """How many streams the group has, for its whole life: with another number agents would belong to other streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,11 +420,18 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class IngestAnswer:
-    """Answer to a batch. ``right_seconds``: how long the agents may act, counted from when *they sent* the request."""
+    """Answer to a batch. ``right_seconds``: how long the agents may act, counted from when *they sent* the request; 0 = no
+    longer than they may already (a host's right comes from the lead stream's holder only)."""
 
     epoch: int
+    """The greatest of the epochs that took part."""
     right_seconds: float
     acks: tuple[Ack, ...]
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    """Stream → epoch in which its records were taken. Epochs of different streams are not comparable."""
+    holder_seconds: float | None = None
+    """How long the acknowledgements count, from when the request was sent: the shortest right of the holders that gave them.
+    None: as long as ``right_seconds``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from controller.domain.fleet import check_attempt
 from controller.domain.model import Ack, Authority, Forks, Frame, Head, IngestAnswer, Kind, Member, Record, Role, StreamReport
 from controller.domain.promotion import PlanRecord
-from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Unavailable
+from controller.domain.sharing import LEAD
+from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Identity, Page, Pager, Put, RegionStore, Resolver, Traffic
 from controller.runtime.documents import Keys, Seen, encode, read
-from controller.runtime.fleet import FleetManager
+from controller.runtime.fleet import RIGHT_MARGIN_SECONDS, FleetManager, check_kind
 from controller.runtime.opening import Opened, Opening, Parts
 from controller.runtime.plans import PlanBook
 from controller.runtime.promotion import Promotion, PromotionPolicy
-from controller.runtime.reporter import Reporter, ReportPolicy
+from controller.runtime.reporter import Reporter, ReportPolicy, own_agent
 from controller.runtime.tenure import Tenure
 from controller.runtime.watch import Watch
 from controller.settings import Settings
@@ -68,6 +71,9 @@ class Active:
     def __init__(self, shell: Shell, tenure: Tenure) -> None:
         self._shell = shell
         self.tenure = tenure
+        self.stream = tenure.fence.stream
+        self.lead = self.stream == LEAD
+        """Whether this is the stream whose holder moves the zone, carries promotions on and runs the fleet."""
         self.over = ""
         self.crashed: BaseException | None = None
         self.serving = False
@@ -78,6 +84,16 @@ class Active:
         self._draining = False
         self._retired = False
         self._paged = ""
+        self._rights_end = -math.inf
+        self._attempts: dict[str, int] = {}
+
+    def acts(self) -> bool:
+        """Whether this stream is served here now. No I/O."""
+        return self.serving and self.tenure.may_act()
+
+    def rights_end(self) -> float:
+        """Monotonic time at which the last right that was lent under this tenure has certainly run out (-inf: none was)."""
+        return max(self._rights_end, self._shell.fleet.rights_end()) if self.lead else self._rights_end
 
     def start(self) -> None:
         """Begins to open the epoch, beside the heartbeats."""
@@ -99,7 +115,7 @@ class Active:
         """Ends everything at once. The lease goes back early only when every right that hung on it has run out."""
         self.serving = False
         # By the clock, never by may_act(): a right that was *lost* still binds those whom we lent parts of it, until its time.
-        rights_end = min(self.tenure.right.deadline, self._shell.fleet.rights_end())
+        rights_end = min(self.tenure.right.deadline, self.rights_end())
         rights_over = self._retired or self.writer is None or self._shell.ports.clock.monotonic() >= rights_end
         self.tenure.lose(reason)
         self.over = self.over or reason
@@ -113,8 +129,7 @@ class Active:
                 await self.tenure.release()
             except DrError:
                 pass  # it expires by itself
-        for follower in self._shell.followers.values():
-            follower.suspended = False
+        self._shell.followers[self.stream].suspended = False
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, DrError):
                 raise result
@@ -122,14 +137,24 @@ class Active:
     async def retire(self) -> None:
         """Before an orderly end: takes nothing new and waits until every right that agents were granted has passed (at most
         our own), so that the lease may go back at once and the next instance need not wait for it to expire."""
-        fleet, clock = self._shell.fleet, self._shell.ports.clock
+        clock = self._shell.ports.clock
         self.serving = False
-        fleet.deactivate()
+        if self.lead:
+            self._shell.fleet.deactivate()
         if self.writer is not None:
             self.writer.freeze("this instance is stopping")
-        while self.tenure.may_act() and clock.monotonic() < fleet.rights_end():
+        while self.tenure.may_act() and clock.monotonic() < self.rights_end():
             await clock.sleep(DRAIN_POLL_SECONDS)
         self._retired = True
+
+    def give_up(self, why: str) -> None:
+        """Ends in the orderly way while the instance goes on: the duty loop steps down once ``retire`` is through."""
+
+        async def retire() -> None:
+            await self.retire()
+            self.over = self.over or why
+
+        self._spawn(retire(), f"give-up-{self.tenure.fence.epoch}")
 
     # ----------------------------------------------------------------------------------------------------- opening
 
@@ -189,7 +214,9 @@ class Active:
         epoch = self.tenure.fence.epoch
         body = f"epoch {epoch} opened by {settings.region}/{settings.instance} after segment {opened.tail.seq}".encode()
         copies = min(max(2, stream.copies), len(opened.fenced))
-        first = frame(OPENING_AGENT, f"{epoch}", Kind.OPENING, body, created_at=ports.clock.wall(), copies=copies)
+        first = frame(
+            own_agent(OPENING_AGENT, self.stream), f"{epoch}", Kind.OPENING, body, created_at=ports.clock.wall(), copies=copies
+        )
         while True:
             (ack,) = await writer.submit([first])
             if ack.status != "failed":
@@ -214,7 +241,9 @@ class Active:
             settings.region,
         )
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
-        shell.fleet.activate(paused=await self._unfinished() is not None)
+        unfinished = await self._unfinished() is not None
+        if self.lead:
+            shell.fleet.activate(paused=unfinished)
         self.serving = True
         shell.say(Role.ACTIVE, f"epoch {epoch} is open from segment {opened.tail.seq + 1}")
 
@@ -310,21 +339,75 @@ class Active:
         accepted = [one for number, one in enumerate(frames) if number not in refused]
         answered = iter(await self.submit(accepted) if accepted else ())
         acks = tuple(refused[number] if number in refused else next(answered) for number in range(len(frames)))
-        right_seconds = self.tenure.remaining_seconds()
-        if right_seconds <= 0:
+        remaining = self.tenure.remaining_seconds()
+        if remaining <= 0:
             raise OutcomeUnknown(
                 "the right to act ended before this could be acknowledged", hint="send the same records to another controller"
             )
-        # Only records that passed their checks are a sign of life of the agent's host; a stale one is not.
-        self._shell.fleet.granted({one.record.agent for one in accepted}, right_seconds)
-        return IngestAnswer(self.tenure.fence.epoch, right_seconds, acks)
+        return IngestAnswer(
+            self.tenure.fence.epoch,
+            self._lend(accepted, remaining),
+            acks,
+            epochs={self.stream: self.tenure.fence.epoch},
+            holder_seconds=remaining,
+        )
+
+    def _lend(self, accepted: Sequence[Frame], remaining: float) -> float:
+        """The right that goes out with an answer: never longer than ours, and so over before another region may act.
+
+        A host that runs agents by assignment is lent its right by the lead's holder only: that one decides when an agent goes
+        to another host, and must know until when the host may act. Every other holder lends such a host nothing (0).
+        """
+        fleet, agents = self._shell.fleet, {one.record.agent for one in accepted}
+        if self.lead:
+            # Only records that passed their checks are a sign of life of the agent's host; a stale one is not.
+            fleet.granted(agents, remaining)
+            return remaining
+        if any(one.record.attempt > 0 for one in accepted):
+            return 0.0
+        until = self._shell.ports.clock.monotonic() + remaining + RIGHT_MARGIN_SECONDS
+        self._rights_end = max(self._rights_end, until)
+        return remaining
 
     def _problem(self, record: Record) -> DrError | None:
         try:
-            self._shell.fleet.check_attempt(record.agent, record.attempt, record.kind)
+            if self.lead:
+                self._shell.fleet.check_attempt(record.agent, record.attempt, record.kind)
+            else:
+                check_kind(record.kind)
+                check_attempt(record.agent, record.attempt, self._attempt(record.agent))
         except DrError as error:
             return error
         return None
+
+    def _attempt(self, agent: str) -> int:
+        """The newest attempt of an agent of this stream. The view has all that was acknowledged before this epoch; what came
+        since went through ``take_for_the_lead``."""
+        if agent not in self._attempts:
+            given = self._shell.view.latest_record(agent, Kind.ASSIGNMENT)
+            self._attempts[agent] = given.attempt if given is not None else 0
+        return self._attempts[agent]
+
+    async def take_for_the_lead(self, frames: Sequence[Frame]) -> list[Ack]:
+        """Tasks and assignments from the lead's holder, for agents of this stream. An assignment counts from the moment at
+        which it is taken: records under an older attempt are refused while it is being written. Raises Unavailable."""
+        refused: dict[int, Ack] = {}
+        for number, one in enumerate(frames):
+            record = one.record
+            if record.kind != Kind.ASSIGNMENT:
+                continue
+            known = self._attempt(record.agent)
+            if record.attempt <= known:
+                error = Refused(
+                    f"agent {record.agent!a}: attempt {record.attempt} is not greater than {known}, which was given out before",
+                    hint="read the assignments anew, then give out a greater one",
+                )
+                refused[number] = Ack(record.agent, record.id, "failed", error=error.to_dict())
+            else:
+                self._attempts[record.agent] = record.attempt
+        taken = [one for number, one in enumerate(frames) if number not in refused]
+        acks = iter(await self.submit(taken) if taken else ())
+        return [refused[number] if number in refused else next(acks) for number in range(len(frames))]
 
     async def report(self, members: Sequence[Member]) -> str | None:
         """One round of reporting. Raises Unavailable, Conflict."""
@@ -382,14 +465,15 @@ class Active:
         assert writer is not None
         writer.freeze(f"plan {plan} moves the fleet")
         self._shell.say(Role.DRAINING, f"draining for plan {plan}")
-        fleet.deactivate()
+        if self.lead:
+            fleet.deactivate()
         proved = False
         while self.tenure.barrier is not None:
             if writer.drained() and not proved:
                 proved = await self._prove_drained(plan)
             if proved:
                 self.tenure.drained = True
-                if clock.monotonic() >= min(fleet.rights_end(), self.tenure.right.deadline):
+                if clock.monotonic() >= min(self.rights_end(), self.tenure.right.deadline):
                     self.over = f"drained for plan {plan}"
                     self.tenure.lose(self.over)
                     return
@@ -398,7 +482,8 @@ class Active:
         self.tenure.drained = False
         self._draining = False
         writer.unfreeze()
-        fleet.activate()
+        if self.lead:
+            fleet.activate()
         self._shell.say(Role.ACTIVE, f"plan {plan} was aborted; serving again in epoch {self.tenure.fence.epoch}")
 
     async def _prove_drained(self, plan: str) -> bool:

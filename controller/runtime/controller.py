@@ -1,11 +1,14 @@
 """One controller instance: which role it has, and the loops that keep it so.
 
+Of a group's streams it holds its share (``domain.sharing``), each with a lease, an epoch and a writer of its own, and follows
+the others. Losing one stream takes no other one down.
+
 Every loop does one bounded thing per tick and says it in one sentence. An error that a port may raise is part of the tick (it
 is said and the next tick looks again); anything else is a bug and ends the process, because a lease that expires is safer than
 a controller that limps on.
 
-    duty      heartbeat while holding, otherwise look whether to acquire; steps down the moment the right is gone
-    follow    a standby reads, verifies and indexes its own region's store
+    duty      heartbeats for what is held, looks whether to acquire more; steps down the moment a right is gone
+    follow    reads, verifies and indexes its own region's store, for every stream that is not held here
     stores    reads every store's head, so that people see what is unknown and since when
     report    the holder publishes lag and exposure, and lets another store stand in for a silent home store
     canary    the holder writes canaries
@@ -17,9 +20,12 @@ a controller that limps on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from controller import __version__
 from controller.domain.fleet import FleetPolicy
@@ -35,6 +41,7 @@ from controller.domain.model import (
 )
 from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
+from controller.domain.sharing import LEAD, stream_names
 from controller.errors import Corrupt, DrError, Refused
 from controller.ports import Page
 from controller.runtime.active import Active, Ports, Shell
@@ -51,15 +58,21 @@ from controller.runtime.plans import PlanBook, PlanPolicy
 from controller.runtime.service import (
     PlanRequest,
 )
+from controller.runtime.shares import Sharing, overall
 from controller.runtime.takeover import Takeover, TakeoverPolicy, is_overtaken, overtaken, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.watch import Watch, WatchPolicy
-from controller.runtime.wiring import outside_of, stream_names
+from controller.runtime.wiring import outside_of
 from controller.settings import Settings, fingerprint
 from controller.stream.follower import Follower
 from controller.stream.view import View
 
 FOLLOW_BUDGET = 64
+FOLLOWED_AT_ONCE = 8
+"""Streams that are followed side by side. Also bounds memory: each holds a few segments."""
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Controller(Desk):
@@ -133,7 +146,7 @@ class Controller(Desk):
             self._submit_own,
             self._right_seconds,
             ports.clock,
-            epoch=lambda: self._active.tenure.fence.epoch if self._active else 0,
+            epoch=lambda: self._lead.tenure.fence.epoch if self._lead else 0,
             active_address=self._active_address,
             policy=FleetPolicy(
                 settings.fleet.beat_seconds, settings.fleet.misses_degraded, settings.fleet.misses_failed, settings.fleet.pool
@@ -149,14 +162,23 @@ class Controller(Desk):
         self._heads: dict[str, dict[str, Head | Unknown]] = {}
         self._holder_gone_at: dict[str, tuple[int, float]] = {}
         """Stream → (epoch of the authority, our wall time) when we first saw that nobody held it."""
-        self._not_before = float("-inf")
-        """No acquisition before this (monotonic): the last one ended before it served."""
+        self._not_before: dict[str, float] = {}
+        """Stream → no acquisition before this (monotonic): the last one ended before it served."""
+        self._sharing = Sharing(
+            self._streams,
+            settings.region,
+            settings.instance,
+            ttl_seconds=settings.etcd.ttl_seconds,
+            expected=len(settings.regions[settings.region].controllers),
+            now=ports.clock.monotonic,
+        )
+        self._said: dict[str, tuple[Role, str]] = {}
         self._clock_ahead: dict[str, tuple[float, float]] = {}
         self._followed: dict[str, Position] = {}
         self._followed_at = float("-inf")
         self._warnings: dict[str, str] = {}
         self._unheard: list[Page] = []
-        self._active: Active | None = None
+        self._actives: dict[str, Active] = {}
 
     # -------------------------------------------------------------------------------------------------------- life
 
@@ -175,9 +197,9 @@ class Controller(Desk):
 
     async def stop(self) -> None:
         """An orderly end: steps down, keeps the lease until every right that was granted has passed (or lets it expire)."""
-        if self._active is not None:
-            await self._active.retire()
-            await self._step_down("this instance is stopping")
+        await asyncio.gather(*(active.retire() for active in self._actives.values()))
+        for active in tuple(self._actives.values()):
+            await self._step_down(active, "this instance is stopping")
         try:
             await self._membership.leave()
         except DrError:
@@ -199,85 +221,92 @@ class Controller(Desk):
 
     def _tell(self, event: str, sentence: str, **more: object) -> None:
         if self._say_event is not None:
-            epoch = self._active.tenure.fence.epoch if self._active else 0
+            epoch = max((active.tenure.fence.epoch for active in self._actives.values()), default=0)
             self._say_event(event, reason=sentence, role=self._role.value, epoch=epoch, **more)
 
-    def _say(self, role: Role, reason: str) -> None:
-        if (role, reason) != (self._role, self._reason):
-            self._role, self._reason = role, reason
-            self._tell("role", reason)
+    def _say(self, stream: str, role: Role, reason: str) -> None:
+        self._said[stream] = (role, reason)
+        found = overall(self._said, self._actives)
+        if found != (self._role, self._reason):
+            self._role, self._reason = found
+            self._tell("role", self._reason)
 
     # -------------------------------------------------------------------------------------------------------- duty
 
     async def _duty(self) -> str | None:
-        if self._active is not None:
-            return await self._keep(self._active)
+        ended = [sentence for sentence in await _each(self._keep, self._actives.values()) if sentence]
+        if ended:
+            return "; ".join(ended)
         await self._observe()
-        return await self._consider()
+        return await self._consider() or await self._even_out()
 
     async def _keep(self, active: Active) -> str | None:
-        """Heartbeat, then whatever its answer asks for. Stepping down needs nobody's answer."""
+        """Heartbeat, then whatever its answer asks for. Stepping down needs nobody's answer. Raises what is a bug."""
         tenure = active.tenure
         try:
             verdict = await tenure.heartbeat()
             if verdict.beat is BeatVerdict.LOST:
-                await self._step_down(verdict.reason)
-                return f"stepped down: {verdict.reason}"
+                return await self._step_down(active, verdict.reason)
         except DrError as error:
             tenure.reason = error.message
         if active.crashed is not None:
             raise active.crashed
         if active.over:
-            await self._step_down(active.over)
-            return f"stepped down: {active.over}"
+            return await self._step_down(active, active.over)
         if not tenure.may_act():
-            reason = f"the right to act ran out ({tenure.reason})"
-            await self._step_down(reason)
-            return f"stepped down: {reason}"
+            return await self._step_down(active, f"the right to act ran out ({tenure.reason})")
         active.heed_barrier()
-        await self._observe()
         return None
 
     async def _consider(self) -> str | None:
-        """Whether to acquire. The floor is read from the stores only when nothing else is in the way."""
+        """Which streams to acquire. The floor is read from the stores only when nothing else is in the way. Streams that are
+        held already must not miss their heartbeat for it: after one tick's time the rest waits for the next tick."""
         assert self._seen is not None
-        if self._clock.monotonic() < self._not_before:
-            return None
-        for stream in self._streams:
+        began = self._clock.monotonic()
+        wanted = self._sharing.wanted()
+        taken = []
+        for stream in (*wanted, *(stream for stream in self._streams if stream not in wanted)):
+            now = self._clock.monotonic()
+            late = bool(self._actives) and now - began > self._settings.etcd.tick_seconds
+            if stream in self._actives or now < self._not_before.get(stream, now) or late:
+                continue
             holder = next((found for found in self._seen.holders if found.stream == stream), None)
             reason = may_acquire(self._seen.authority, holder, self._settings.region, 0)
-            if reason is not None:
-                self._say(Role.STANDBY, reason)
-                continue
-            heads = await read_heads(self._outside, stream)
-            known = {region: head for region, head in heads.items() if isinstance(head, Head)}
-            forks = await read(self._ports.coordinator, self._keys.forks(stream), Forks)
-            forgotten = etcd_forgot(known, forks.value.starts if forks else ())
-            if forgotten is not None:
-                raise Refused(forgotten, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
-            floor = max((head.epoch for head in known.values()), default=0)
-            found = await acquire(
-                self._ports.coordinator,
-                self._keys,
-                self._clock,
-                stream=stream,
-                region=self._settings.region,
-                instance=self._settings.instance,
-                address=self._settings.api.address,
-                ttl_seconds=self._settings.etcd.ttl_seconds,
-                margin_seconds=self._settings.etcd.margin_seconds,
-                floor=floor,
-            )
+            if reason is None and stream not in wanted:
+                reason = f"it is left to another instance of {self._settings.region}: the share of this one is taken"
+            found = await self._acquire(stream) if reason is None else reason
             if isinstance(found, str):
-                self._say(Role.STANDBY, found)
+                self._say(stream, Role.STANDBY, found)
                 continue
             self._begin(found)
-            return f"acquired {stream} in epoch {found.fence.epoch}"
-        return None
+            taken.append(f"{stream} in epoch {found.fence.epoch}")
+        return f"acquired {', '.join(taken)}" if taken else None
+
+    async def _acquire(self, stream: str) -> Tenure | str:
+        """One attempt. Returns the tenure, or why not. Raises Refused when etcd has forgotten what the stores know."""
+        heads = await read_heads(self._outside, stream)
+        known = {region: head for region, head in heads.items() if isinstance(head, Head)}
+        forks = await read(self._ports.coordinator, self._keys.forks(stream), Forks)
+        forgotten = etcd_forgot(known, forks.value.starts if forks else ())
+        if forgotten is not None:
+            raise Refused(forgotten, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
+        return await acquire(
+            self._ports.coordinator,
+            self._keys,
+            self._clock,
+            stream=stream,
+            region=self._settings.region,
+            instance=self._settings.instance,
+            address=self._settings.api.address,
+            ttl_seconds=self._settings.etcd.ttl_seconds,
+            margin_seconds=self._settings.etcd.margin_seconds,
+            floor=max((head.epoch for head in known.values()), default=0),
+        )
 
     def _begin(self, tenure: Tenure) -> None:
-        self._say(Role.OPENING, f"epoch {tenure.fence.epoch} acquired")
-        self._active = Active(
+        stream = tenure.fence.stream
+        self._sharing.acquired(stream)
+        active = self._actives[stream] = Active(
             Shell(
                 settings=self._settings,
                 ports=self._ports,
@@ -287,29 +316,46 @@ class Controller(Desk):
                 followers=self._followers,
                 fleet=self._fleet,
                 watch=self._watch,
-                say=self._say,
+                say=partial(self._say, stream),
                 tell=self._tell,
             ),
             tenure,
         )
-        self._active.start()
+        self._say(stream, Role.OPENING, f"epoch {tenure.fence.epoch} acquired")
+        active.start()
 
-    async def _step_down(self, reason: str) -> None:
+    async def _even_out(self) -> str | None:
+        """Gives one stream up when another instance has too few: never while a plan is under way, and one at a time."""
+        assert self._seen is not None
+        settled = all(active.serving for active in self._actives.values())
+        if len(self._actives) < 2 or not settled or self._seen.authority.value.barrier is not None:
+            return None
+        stream = self._sharing.too_much()
+        if stream is None or stream not in self._actives or any(not plan.value.ended for plan in await self._book.all()):
+            return None
+        self._sharing.gave_up(stream)
+        self._actives[stream].give_up("another instance of this region has fewer streams")
+        return f"giving up {stream}: this instance should hold {self._sharing.share} streams"
+
+    async def _step_down(self, active: Active, reason: str) -> str:
         """Ends acting: nothing is acknowledged after this, agents are given no more time, and the lease goes back if it may."""
-        active, self._active = self._active, None
-        assert active is not None
+        stream = active.tenure.fence.stream
+        del self._actives[stream]
         if active.writer is None:  # it never served: give the cause of that, and the others, some time
-            self._not_before = self._clock.monotonic() + self._settings.etcd.ttl_seconds
-        self._fleet.deactivate()
-        self._say(Role.FENCED, reason)
+            self._not_before[stream] = self._clock.monotonic() + self._settings.etcd.ttl_seconds
+        if stream == LEAD:
+            self._fleet.deactivate()
+        self._say(stream, Role.FENCED, reason)
         await active.stop(reason)
-        self._say(Role.STANDBY, reason)
+        self._say(stream, Role.STANDBY, reason)
+        return f"stepped down: {reason}"
 
     async def _observe(self) -> None:
         """One look at etcd and at every store's head; says what this member sees."""
         seen = await look(self._outside)
         now = self._clock.wall()
         self._seen, self._seen_at = seen, now
+        self._sharing.note(seen)
         held = {holder.stream for holder in seen.holders}
         epoch = seen.authority.value.epoch
         for stream in self._streams:
@@ -357,46 +403,50 @@ class Controller(Desk):
         )
 
     def _positions(self) -> dict[str, Position]:
-        if self._active is not None:
-            return {stream: follower.position() for stream, follower in self._followers.items()}
-        return dict(self._followed)
+        return {**self._followed, **{stream: self._followers[stream].position() for stream in self._actives}}
 
     # ------------------------------------------------------------------------------------------------------ follow
 
     async def _follow(self) -> str | None:
-        if self._active is not None:
+        """Every stream that this instance does not hold. One that is damaged does not stop the others."""
+        if len(self._actives) == len(self._streams):
             return None
-        for stream, follower in self._followers.items():
-            while self._active is None:
-                before = self._followed.get(stream)
-                try:
-                    position = await follower.step(FOLLOW_BUDGET)
-                except Corrupt:
-                    self._followed[stream] = follower.position()  # verified up to the segment before the damaged one
-                    raise
-                self._followed[stream] = position
-                if before is None or position.seq - before.seq < FOLLOW_BUDGET:
-                    break
+        await _each(self._follow_one, [stream for stream in self._streams if stream not in self._actives], FOLLOWED_AT_ONCE)
         self._followed_at = self._clock.monotonic()
         return None
 
+    async def _follow_one(self, stream: str) -> None:
+        follower = self._followers[stream]
+        while stream not in self._actives:
+            before = self._followed.get(stream)
+            try:
+                position = await follower.step(FOLLOW_BUDGET)
+            except Corrupt:
+                self._followed[stream] = follower.position()  # verified up to the segment before the damaged one
+                raise
+            self._followed[stream] = position
+            if before is None or position.seq - before.seq < FOLLOW_BUDGET:
+                break
+
     # ------------------------------------------------------------------------------------------------------ report
 
+    def _in_service(self) -> list[Active]:
+        return [active for active in self._actives.values() if active.serving]
+
     async def _report(self) -> str | None:
-        active = self._active
-        if active is None or not active.serving or self._seen is None:
+        if self._seen is None:
             return None
-        return await active.report(self._seen.members)
+        members = self._seen.members
+        said = await _each(lambda active: active.report(members), self._in_service())
+        return "; ".join(sentence for sentence in said if sentence) or None
 
     async def _canary(self) -> str | None:
-        active = self._active
-        if active is not None and active.serving:
-            await active.canary()
+        await _each(lambda active: active.canary(), self._in_service())
         return None
 
     async def _tend(self) -> str | None:
-        active = self._active
-        return None if active is None or not active.serving else await active.tend()
+        lead = self._lead
+        return None if lead is None or not lead.serving else await lead.tend()
 
     async def _look_at_stores(self) -> str | None:
         """Heads of all stores, for people. An unknown keeps the time at which the head was last known. A loop of its own: a
@@ -455,7 +505,7 @@ class Controller(Desk):
     async def _look_around(self) -> str | None:
         """A standby's watch. Beside the plans: it asks stores and a pager, and they must not wait for that."""
         await self._shout()
-        if self._active is not None or self._seen is None:
+        if self._actives or self._seen is None:
             return None
         return await self._watch.look(self._seen)
 
@@ -495,6 +545,25 @@ class Controller(Desk):
         kind = self._book.kind_of(request)
         evidence, _ = await gather(self._outside, kind, request.to, await self._knowledge())
         return await self._book.create(request, evidence)
+
+
+async def _each(act: Callable[[T], Awaitable[R]], things: Iterable[T], at_once: int = 0) -> list[R]:
+    """``act`` on every one of ``things``, side by side (``at_once`` of them; 0: all). All are done when this returns; then the
+    first error is raised, one that is no DrError (a bug) before the others."""
+    slots = asyncio.Semaphore(at_once) if at_once else None
+
+    async def one(thing: T) -> R:
+        async with slots or contextlib.nullcontext():
+            return await act(thing)
+
+    wanted = list(things)
+    if len(wanted) == 1:
+        return [await act(wanted[0])]
+    found = await asyncio.gather(*(one(thing) for thing in wanted), return_exceptions=True)
+    errors = [error for error in found if isinstance(error, BaseException)]
+    for error in sorted(errors, key=lambda error: isinstance(error, DrError)):
+        raise error
+    return [result for result in found if not isinstance(result, BaseException)]
 
 
 __all__ = ["Controller", "Ports"]

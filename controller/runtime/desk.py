@@ -25,6 +25,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import PlanRecord
+from controller.domain.sharing import LEAD
 from controller.errors import NotActive, NotFound, OutcomeUnknown, Unavailable
 from controller.ports import Clock, Page, RegionStore
 from controller.runtime.active import Active, Ports
@@ -66,7 +67,7 @@ class Desk(ABC):
     _watch: Watch
     _fleet: FleetManager
     _metrics: Metrics
-    _active: Active | None
+    _actives: dict[str, Active]
     _role: Role
     _reason: str
     _seen: Coordination | None
@@ -103,14 +104,20 @@ class Desk(ABC):
     def role(self) -> Role:
         return self._role
 
+    @property
+    def _lead(self) -> Active | None:
+        """The lead stream's, when this instance holds it."""
+        return self._actives.get(LEAD)
+
     def may_act(self) -> bool:
-        """Whether this instance serves now."""
-        return self._active is not None and self._active.serving and self._active.tenure.may_act()
+        """Whether this instance serves any stream now."""
+        return any(active.acts() for active in self._actives.values())
 
     def ready(self) -> tuple[bool, str]:
         """A holder is ready while it may act and what it takes is committed in time, a standby while it follows."""
-        if self._active is not None:
-            waiting = self._active.writer.oldest_waiting_seconds() if self._active.writer is not None else 0.0
+        if self._actives:
+            writers = [active.writer for active in self._actives.values() if active.writer is not None]
+            waiting = max((writer.oldest_waiting_seconds() for writer in writers), default=0.0)
             if waiting > self._settings.stream.ack_timeout_seconds:
                 return False, f"a record has waited for its copies for {waiting:.0f} s"
             return self.may_act(), self._reason
@@ -120,16 +127,23 @@ class Desk(ABC):
         return True, self._reason
 
     def _right_seconds(self) -> float:
-        return self._active.tenure.remaining_seconds() if self.may_act() and self._active else 0.0
+        """How long the lead may still act, if this instance holds it and serves: what hosts are lent."""
+        lead = self._lead
+        return lead.tenure.remaining_seconds() if lead is not None and lead.acts() else 0.0
+
+    def _act_seconds(self) -> float:
+        """How long this instance may still act: the shortest right of the streams that it serves; 0 when it serves none."""
+        return min((active.tenure.remaining_seconds() for active in self._actives.values() if active.acts()), default=0.0)
 
     def _active_address(self) -> str | None:
         """Where the holder listens, as of the last look."""
         holders = self._seen.holders if self._seen else ()
-        return next((holder.address for holder in holders if holder.instance != self._settings.instance), None)
+        others = [holder for holder in holders if holder.address != self._settings.api.address]
+        return next((holder.address for holder in others if holder.stream == LEAD), None)
 
-    def _serving(self) -> Active:
-        active = self._active
-        if active is None or not active.serving or not active.tenure.may_act():
+    def _serving(self, stream: str = LEAD) -> Active:
+        active = self._actives.get(stream)
+        if active is None or not active.acts():
             raise NotActive(
                 f"{self._settings.region}/{self._settings.instance} is {self._role.value}: {self._reason}",
                 hint="ask the active controller",
@@ -210,7 +224,7 @@ class Desk(ABC):
                 plans=plans,
                 incidents=incidents,
                 agents=len(self.agents()),
-                right_seconds=self._right_seconds(),
+                right_seconds=self._act_seconds(),
                 rpo_seconds=self._settings.rpo.seconds,
                 rpo_policy=self._settings.rpo.policy,
                 fresh_seconds=3 * self._settings.rpo.report_seconds + 1,
@@ -284,9 +298,9 @@ class Desk(ABC):
 
     def metrics(self) -> bytes:
         positions = {stream: position.seq for stream, position in self._positions().items()}
-        epoch = self._active.tenure.fence.epoch if self._active else 0
-        report = self._active.last_report if self._active else None
-        return self._metrics.render(self._role, self._right_seconds(), epoch, len(self.agents()), positions, report)
+        epochs = {stream: active.tenure.fence.epoch for stream, active in self._actives.items()}
+        reports = [active.last_report for active in self._actives.values() if active.last_report is not None]
+        return self._metrics.render(self._role, self._act_seconds(), epochs, len(self.agents()), positions, reports)
 
 
 def _glass(target: str, text: str) -> Page:

@@ -222,8 +222,7 @@ class FleetManager:
     def check_attempt(self, agent: str, attempt: int, kind: str = "") -> None:
         """For every record that comes from outside. Raises StaleAttempt (a FenceLost: the writer must stop) when another host
         was given the agent since, Refused for an attempt that was never given out and for kinds that only controllers write."""
-        if kind in (Kind.ASSIGNMENT, Kind.OPENING, Kind.CANARY):
-            raise Refused(f"records of kind {kind!r} are written by controllers only", hint="use another kind")
+        check_kind(kind)
         fleet.check_attempt(agent, attempt, self._attempts.get(agent, 0))
 
     # ---------------------------------------------------------------------------------------------------------- tasks
@@ -443,6 +442,12 @@ class FleetManager:
         limit = self._clock.monotonic() - FORGET_SECONDS
         for name in [name for name, host in self._hosts.items() if host.heard_at < limit and name not in used]:
             del self._hosts[name]
+
+
+def check_kind(kind: str) -> None:
+    """Raises Refused for kinds that only controllers write."""
+    if kind in (Kind.ASSIGNMENT, Kind.OPENING, Kind.CANARY):
+        raise Refused(f"records of kind {kind!r} are written by controllers only", hint="use another kind")
 
 
 def _json(document: Mapping[str, object]) -> bytes:

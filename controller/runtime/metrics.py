@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from controller.domain.model import Role, StreamReport, Unknown
@@ -16,7 +18,10 @@ class Metrics:
         base = ("group", "region", "instance")
         self._role = Gauge("dr_role", "1 for the role of this controller", (*base, "role"), registry=self._registry)
         self._right = Gauge("dr_right_seconds", "Seconds left of the right to act", base, registry=self._registry)
-        self._epoch = Gauge("dr_epoch", "Epoch that this controller holds, 0 when it holds none", base, registry=self._registry)
+        self._epoch = Gauge("dr_epoch", "Greatest epoch that this controller holds, 0 for none", base, registry=self._registry)
+        self._stream_epoch = Gauge(
+            "dr_stream_epoch", "Epoch in which this controller holds the stream", (*base, "stream"), registry=self._registry
+        )
         self._agents = Gauge("dr_agents", "Agents in this region's view", base, registry=self._registry)
         self._followed = Gauge(
             "dr_follower_seq", "Last segment verified and indexed", (*base, "stream"), registry=self._registry
@@ -34,19 +39,27 @@ class Metrics:
         )
 
     def render(
-        self, role: Role, right_seconds: float, epoch: int, agents: int, positions: dict[str, int], report: StreamReport | None
+        self,
+        role: Role,
+        right_seconds: float,
+        epochs: Mapping[str, int],
+        agents: int,
+        positions: Mapping[str, int],
+        reports: Sequence[StreamReport],
     ) -> bytes:
-        """The text exposition. ``report``: this instance's own newest report, None when it holds nothing."""
+        """The text exposition. ``epochs``: of the streams that this instance holds; ``reports``: its own newest ones."""
         for known in Role:
             self._role.labels(*self._labels, known.value).set(1 if known is role else 0)
         self._right.labels(*self._labels).set(right_seconds)
-        self._epoch.labels(*self._labels).set(epoch)
+        self._epoch.labels(*self._labels).set(max(epochs.values(), default=0))
         self._agents.labels(*self._labels).set(agents)
         for stream, seq in positions.items():
             self._followed.labels(*self._labels, stream).set(seq)
-        for gauge in (self._lag_seconds, self._lag_records, self._exposure):
+        for gauge in (self._stream_epoch, self._lag_seconds, self._lag_records, self._exposure):
             gauge.clear()
-        if report is not None:
+        for stream, epoch in epochs.items():
+            self._stream_epoch.labels(*self._labels, stream).set(epoch)
+        for report in reports:
             if not isinstance(report.exposure_seconds, Unknown):
                 self._exposure.labels(*self._labels, report.stream).set(report.exposure_seconds)
             for region in report.regions:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from controller.domain import lag, replication
 from controller.domain.model import EpochStart, Forks, Kind, Member, Position, RegionLag, StreamReport, Unknown
+from controller.domain.sharing import LEAD
 from controller.errors import Conflict
 from controller.ports import Clock, Compare, Coordinator, Put
 from controller.runtime.documents import Keys, encode, read
@@ -16,6 +17,11 @@ from controller.stream.segment import frame
 from controller.stream.writer import StreamWriter
 
 CANARY_AGENT = "canary"
+
+
+def own_agent(name: str, stream: str) -> str:
+    """The name under which a stream's holder writes records of its own: an agent belongs to one stream, these too."""
+    return name if stream == LEAD else f"{name}-{stream}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +156,8 @@ class Reporter:
         self._next_canary = now + self._policy.canary_seconds
         at = self._writer.now()
         record_id = f"{self._writer.fence.epoch}-{at:.3f}"
-        await self._writer.submit([frame(CANARY_AGENT, record_id, Kind.CANARY, f"{at:.6f}".encode(), created_at=at)])
+        agent = own_agent(CANARY_AGENT, self._writer.fence.stream)
+        await self._writer.submit([frame(agent, record_id, Kind.CANARY, f"{at:.6f}".encode(), created_at=at)])
 
     async def stand_in(self) -> str | None:
         """While the home store is browned out, lets the best other store acknowledge alone, *after* recording that in etcd."""

@@ -13,6 +13,7 @@ from controller.adapters.notify import LogPager, MultiPager, WebhookPager
 from controller.adapters.region_store import AwsRegionStore
 from controller.adapters.route53 import Route53Traffic
 from controller.domain.approval import NAMESPACE
+from controller.domain.sharing import stream_names
 from controller.ports import Clock, Pager
 from controller.runtime.active import Ports
 from controller.runtime.documents import Keys
@@ -82,11 +83,6 @@ def _pager(settings: Settings) -> Pager:
 def _new_plan_id() -> str:
     """Sorts by day and is short enough to be read out on a call."""
     return f"{time.strftime('%m%d-%H%M', time.gmtime())}-{secrets.token_hex(2)}"
-
-
-def stream_names(count: int) -> tuple[str, ...]:
-    """The names of a group's streams."""
-    return tuple(f"s{number:02d}" for number in range(count))
 
 
 def outside_of(settings: Settings, ports: Ports) -> Outside:

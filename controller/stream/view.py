@@ -181,9 +181,11 @@ class View:
                 "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", (no, ref.seq, chain, ref.epoch, len(segment.frames), data_len)
             )
             self._tables.run("UPDATE streams SET seq=?, chain=?, records=records+? WHERE no=?", (ref.seq, chain, added, no))
-            for lent in self._lent:
+            # Only what was lent for this stream: another one may be between its loading and its own ``apply``.
+            mine = {lent for lent in self._lent if self._stream_of(lent) in (None, no)}
+            for lent in mine:
                 self._tables.run(f"DELETE FROM warm WHERE record=? AND {_NOT_NEWEST}", (lent,))  # noqa: S608 - fixed texts
-        self._lent.clear()
+        self._lent -= mine
 
     def rewind(self, stream: str, seq: int) -> None:
         """Forgets everything above ``seq``. Bodies that become the newest again are cold until ``reader.warm`` loads them.
@@ -451,6 +453,10 @@ class View:
         return self._tables.one("SELECT 1 FROM warm WHERE record=?", (row[13],)) is None
 
     # -------------------------------------------------------------------------------------------------------- internal
+
+    def _stream_of(self, record: int) -> int | None:
+        row = self._tables.one("SELECT stream FROM records WHERE no=?", (record,))
+        return None if row is None else int(row[0])
 
     def _row(self, agent: str, record_id: str) -> Any:
         return self._tables.one(f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.id=?", (agent, record_id))

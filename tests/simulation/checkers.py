@@ -492,7 +492,7 @@ async def settle(world: World, seconds: float = 90.0) -> None:
         actives = world.actives()
         if len(actives) != 1:
             return False
-        writer: Any = actives[0].controller._active.writer if actives[0].controller._active else None
+        writer: Any = actives[0].controller._lead.writer if actives[0].controller._lead else None
         if writer is None:
             return False
         return all(pump.attached and pump.seq >= writer.seq - 2 for pump in writer.pumps.values())

@@ -116,7 +116,7 @@ async def a_holder_whose_clock_stopped_comes_back(world: World) -> None:
 async def two_processes_with_one_epoch(world: World) -> None:
     """A cloned machine offers another content for a segment that exists."""
     active = await world.served()
-    tenure: Any = active.controller._active
+    tenure: Any = active.controller._lead
     ref = SegmentRef(STREAM, world.servers[HOME].head(STREAM).seq, tenure.tenure.fence.epoch)
     client = world.store_class(world.servers[HOME], world.client(HOME)._gate)
     await delivered(client.put_segment(tenure.tenure.fence, ref, b"another content"))

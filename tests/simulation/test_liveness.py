@@ -383,7 +383,7 @@ def test_reports_come_in_time_although_the_home_store_is_silent(keys_dir: Path) 
         latest = world.clock.wall()
         for _ in range(200):
             await world.wait(0.1)
-            report = active.controller._active.last_report if active.controller._active else None
+            report = active.controller._lead.last_report if active.controller._lead else None
             assert report is not None
             assert world.clock.wall() - report.at < 1.5
             latest = max(latest, report.at)
@@ -409,7 +409,7 @@ def test_a_copy_that_stands_on_another_history_is_not_counted_as_verified(keys_d
         home = None
         for _ in range(150):
             await world.wait(0.1)
-            holder = world.actives()[0].controller._active
+            holder = world.actives()[0].controller._lead
             assert holder is not None
             report = holder.last_report
             assert report is not None
@@ -423,7 +423,7 @@ def test_a_copy_that_stands_on_another_history_is_not_counted_as_verified(keys_d
         world.heal(HOME, HOME)
 
         async def protected() -> bool:
-            active = world.actives()[0].controller._active
+            active = world.actives()[0].controller._lead
             return active is not None and active.last_report is not None and HOME in active.last_report.protected
 
         await world.until(protected, 60, "the old region being protected again")
@@ -434,7 +434,7 @@ def test_a_copy_that_stands_on_another_history_is_not_counted_as_verified(keys_d
 def test_a_follower_that_stopped_reading_protects_nobody(keys_dir: Path) -> None:
     async def story(world: World, active: Instance) -> None:
         def protected() -> tuple[str, ...]:
-            holder = active.controller._active
+            holder = active.controller._lead
             return holder.last_report.protected if holder is not None and holder.last_report is not None else ()
 
         await world.until(lambda: TARGET in protected(), 30, "protection")

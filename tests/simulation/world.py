@@ -479,7 +479,7 @@ class World:
 
     async def put_to(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes]) -> list[Ack]:
         """Sends records to one instance and remembers what it acknowledged, under which right."""
-        active = instance.controller._active
+        active = instance.controller._lead
         answer = await self.ask(instance, self._ingest(instance, frames, bodies, active.tenure if active else None))
         return list(answer)
 
