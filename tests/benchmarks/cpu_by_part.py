@@ -108,7 +108,7 @@ async def _holder(stores: dict[str, str] | None, folder: Path, pipe: Connection)
         )
     )  # fmt: skip
     tasks = [asyncio.create_task(controller.run()), asyncio.create_task(server.serve(sockets=[listening]))]
-    while not controller.may_act() or not controller._active or not controller._active.serving:  # noqa: ASYNC110 - theirs
+    while not controller.may_act() or not controller._lead or not controller._lead.serving:  # noqa: ASYNC110 - theirs
         await asyncio.sleep(0.05)
     pipe.send(port)
     await _obey(pipe)
