@@ -97,6 +97,15 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """Answer to a keep-alive: the lease's TTL now (0 = it is gone), and the raft term of the member that answered, as that
+    member knows it. A deposed leader that hangs goes on answering, in its own, older term."""
+
+    ttl_seconds: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class CoordinatorStatus:
     """Versions of the members that answered, whether there is a leader, and raised alarms (``NOSPACE``, ``CORRUPT``)."""
 
@@ -128,8 +137,8 @@ class Coordinator(Protocol):
 
     async def grant(self, ttl_seconds: int) -> Lease: ...
 
-    async def keep_alive(self, lease_id: int) -> int:
-        """Renews once. Returns the TTL in seconds that it has now; 0 = the lease is gone. Proves nothing by itself."""
+    async def keep_alive(self, lease_id: int) -> Renewal:
+        """Renews once. Proves nothing by itself."""
         ...
 
     async def revoke(self, lease_id: int) -> None:

@@ -26,7 +26,7 @@ from controller.adapters.etcd_endpoint import Credentials, Endpoint, Verdict, al
 from controller.adapters.etcd_version import is_trustworthy, parse_version
 from controller.adapters.transactions import MAX_OPERATIONS, check_key, check_transaction, check_ttl, is_mutating
 from controller.errors import Misconfigured, NotFound, OutcomeUnknown, Unavailable
-from controller.ports import Compare, CoordinatorStatus, Get, Item, Lease, Operation, Put, TxnResult
+from controller.ports import Compare, CoordinatorStatus, Get, Item, Lease, Operation, Put, Renewal, TxnResult
 
 __all__ = ["EtcdCoordinator", "is_trustworthy", "parse_version"]
 
@@ -137,7 +137,7 @@ class EtcdCoordinator:
         answer = await self._call(_Call("grant", run, mutating=True))
         return Lease(answer.ID, answer.TTL)
 
-    async def keep_alive(self, lease_id: int) -> int:
+    async def keep_alive(self, lease_id: int) -> Renewal:
         """See ``ports.Coordinator``. The caller counts from before the call: a repetition inside only makes that stricter."""
         request = etcdrpc.LeaseKeepAliveRequest(ID=lease_id)
 
@@ -151,7 +151,7 @@ class EtcdCoordinator:
                 stream.cancel()
 
         answer = await self._call(_Call(f"keep_alive {lease_id}", run))
-        return max(0, int(answer.TTL))
+        return Renewal(max(0, int(answer.TTL)), answer.header.raft_term)
 
     async def revoke(self, lease_id: int) -> None:
         """See ``ports.Coordinator``. Raises Unavailable, OutcomeUnknown."""

@@ -5,7 +5,9 @@ The right to act ends, by the holder's own monotonic clock, at
     deadline = time the last successful keep-alive was SENT + TTL − margin
 
 A *heartbeat* is a guarded read, the keep-alive, and the same guarded read again, all under one raft term. Only a complete
-heartbeat moves the deadline: a keep-alive answer by itself proves nothing (a leader whose disk hangs goes on answering).
+heartbeat moves the deadline: a keep-alive answer by itself proves nothing (a leader whose disk hangs goes on answering). The
+term of the keep-alive's own answer counts, too: a client that changes members between the three calls may read from the
+new leader, be answered by the deposed one, and read from the new one again.
 The guarded read compares the create revision of the ``holder`` key and reads it. An answer that is neither yes nor no
 never extends the right and never ends it early; a clear no ends it at once.
 """
@@ -42,6 +44,8 @@ class Heartbeat:
     before: GuardedRead
     sent_at: float
     ttl_seconds: float
+    renewed_in_term: int
+    """The raft term of the member that answered the keep-alive: three calls may be answered by three members."""
     after: GuardedRead
 
 
@@ -69,8 +73,9 @@ def judge(seen: Heartbeat, *, granted_ttl_seconds: float, margin_seconds: float,
         return Verdict(Beat.LOST, "the holder key is not ours any more")
     if seen.ttl_seconds <= 0:
         return Verdict(Beat.LOST, "the lease is gone")
-    if seen.before.term != seen.after.term:
-        return Verdict(Beat.PROVES_NOTHING, f"the raft term moved from {seen.before.term} to {seen.after.term}")
+    terms = (seen.before.term, seen.renewed_in_term, seen.after.term)
+    if len(set(terms)) > 1:
+        return Verdict(Beat.PROVES_NOTHING, f"three answers under raft terms {', '.join(map(str, terms))}")
     barrier = seen.after.barrier or seen.before.barrier
     if barrier is not None and (barrier.kind == "failover" or drained):
         return Verdict(Beat.PROVES_NOTHING, f"plan {barrier.plan} is taking over")

@@ -20,7 +20,7 @@ class Membership:
 
     async def announce(self, member: Member) -> None:
         """Renews the lease (taking a new one when it is gone) and writes what the member says of itself. Raises Unavailable."""
-        if self._lease and not await self._coordinator.keep_alive(self._lease):
+        if self._lease and not (await self._coordinator.keep_alive(self._lease)).ttl_seconds:
             self._lease = 0
         if not self._lease:
             self._lease = (await self._coordinator.grant(self._ttl_seconds)).id

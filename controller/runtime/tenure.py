@@ -68,11 +68,11 @@ class Tenure:
         """
         before = await self._guarded_read()
         sent_at = self._clock.monotonic()
-        ttl_seconds = await self._coordinator.keep_alive(self._lease.id)
+        renewal = await self._coordinator.keep_alive(self._lease.id)
         after = await self._guarded_read()
         self.barrier = after.barrier
         verdict = lease.judge(
-            Heartbeat(before, sent_at, ttl_seconds, after),
+            Heartbeat(before, sent_at, renewal.ttl_seconds, renewal.term, after),
             granted_ttl_seconds=self._lease.ttl_seconds,
             margin_seconds=self._margin,
             drained=self.drained,

@@ -338,7 +338,7 @@ async def test_a_key_vanishes_with_its_expired_lease_and_not_before(w: World) ->
     assert await c.get(key) is not None
     await w.elapse(3.0)
     assert await c.get(key) is None
-    assert await c.keep_alive(lease.id) == 0
+    assert (await c.keep_alive(lease.id)).ttl_seconds == 0
     assert (await c.txn([Compare.created(key, item.create_revision)], [Get(key)], [Get(key)])).succeeded is False
 
 
@@ -349,7 +349,7 @@ async def test_keep_alive_gives_the_full_ttl_again(w: World) -> None:
     await put(c, key, b"me", lease.id)
     for _ in range(4):
         await w.elapse(1.5)
-        assert await c.keep_alive(lease.id) == 3
+        assert (await c.keep_alive(lease.id)).ttl_seconds == 3
     assert await c.get(key) is not None
 
 
@@ -368,8 +368,16 @@ async def test_leases_have_whole_seconds(w: World) -> None:
 
 
 @for_every_backend
+async def test_a_keep_alive_says_in_which_term_it_was_answered(w: World) -> None:
+    c = w.connect()
+    lease = await c.grant(3)
+    read = await c.txn([], [Get("/k")])
+    assert (await c.keep_alive(lease.id)).term == read.term > 0
+
+
+@for_every_backend
 async def test_keep_alive_of_a_lease_that_never_was_is_zero(w: World) -> None:
-    assert await w.connect().keep_alive(123_456_789) == 0
+    assert (await w.connect().keep_alive(123_456_789)).ttl_seconds == 0
 
 
 @for_every_backend
@@ -381,7 +389,7 @@ async def test_revoke_deletes_the_keys_of_the_lease_and_is_repeatable(w: World) 
     await c.revoke(lease.id)
     await c.revoke(lease.id)
     assert await c.list(w.prefix) == (other,)
-    assert await c.keep_alive(lease.id) == 0
+    assert (await c.keep_alive(lease.id)).ttl_seconds == 0
 
 
 @for_every_backend
@@ -416,7 +424,7 @@ async def test_a_heartbeat_proves_the_holder_and_a_successor_ends_it(w: World) -
     holder = await put(keeper, key, b"keeper", lease.id)
     guard, reads = [Compare.created(key, holder.create_revision)], [Get(key), Get(w.key("authority"))]
     before = await keeper.txn(guard, reads, reads)
-    assert await keeper.keep_alive(lease.id) == 5
+    assert (await keeper.keep_alive(lease.id)).ttl_seconds == 5
     after = await keeper.txn(guard, reads, reads)
     assert before.succeeded
     assert after.succeeded
@@ -566,7 +574,7 @@ async def test_a_full_store_refuses_puts_and_grants_and_keeps_its_holder(
         await c.txn([Compare.absent("/holder")], [Put("/x", b"")], [Get("/holder")])
     with pytest.raises(Unavailable, match="NOSPACE"):
         await c.grant(5)
-    assert await c.keep_alive(lease.id) == 5
+    assert (await c.keep_alive(lease.id)).ttl_seconds == 5
     assert (await c.txn([], [Get("/holder")])).items[0] is not None
     await c.txn([], [Delete("/other")])
     await c.revoke(lease.id)
@@ -582,7 +590,7 @@ async def test_a_corrupt_cluster_serves_nothing_but_renewals(
     cluster.alarms.add(CORRUPT)
     with pytest.raises(Corrupt):
         await c.get("/k")
-    assert await c.keep_alive(lease.id) == 5
+    assert (await c.keep_alive(lease.id)).ttl_seconds == 5
 
 
 @on_cluster

@@ -262,7 +262,7 @@ async def test_a_new_leader_brings_a_greater_term_and_the_lease_lives_on(cluster
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(Unavailable):
-                assert await c.keep_alive(lease.id) == 10
+                assert (await c.keep_alive(lease.id)).ttl_seconds == 10
                 break
 
 
@@ -282,7 +282,7 @@ async def test_a_full_etcd_refuses_puts_and_grants_and_keeps_its_holder(binary: 
                 await c.txn([Compare.absent("/holder")], [Put("/x", b"")], [Get("/holder")])
             with pytest.raises(Unavailable, match="space exceeded"):
                 await c.grant(5)
-            assert await c.keep_alive(lease.id) == 60
+            assert (await c.keep_alive(lease.id)).ttl_seconds == 60
             assert await c.get("/holder") is not None
             if parse_version(binary.version) >= READS_PASS_NOSPACE:
                 assert (await c.txn([], [Get("/holder")])).items[0] is not None
@@ -315,7 +315,7 @@ async def test_sign_in_with_user_and_password(binary: EtcdBinary, tmp_path: Path
         async with connected(url, call_timeout_seconds=5.0, username="root", password="secret") as c:
             lease = await c.grant(5)
             assert (await c.txn([], [Put("/k", b"x", lease.id)])).succeeded
-            assert await c.keep_alive(lease.id) == 5
+            assert (await c.keep_alive(lease.id)).ttl_seconds == 5
             assert (await c.status()).leader
         async with connected(url, call_timeout_seconds=5.0, username="root", password="wrong") as c:
             with pytest.raises(Misconfigured, match="authentication failed"):

@@ -29,6 +29,7 @@ from controller.ports import (
     Operation,
     Put,
     RegionStore,
+    Renewal,
     Traffic,
     TrafficState,
     TxnResult,
@@ -124,7 +125,7 @@ class WatchedCoordinator:
         call = Call(self._instance, "etcd", "grant", (ttl_seconds,))
         return await self._through(call, lambda: self._timed("grant", self._inner.grant(ttl_seconds), mutating=True))
 
-    async def keep_alive(self, lease_id: int) -> int:
+    async def keep_alive(self, lease_id: int) -> Renewal:
         return await self._timed("keep_alive", self._inner.keep_alive(lease_id), mutating=False)
 
     async def revoke(self, lease_id: int) -> None:

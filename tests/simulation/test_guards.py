@@ -28,7 +28,7 @@ from controller.domain.plan import NO_LOSS
 from controller.domain.promotion import PlanRecord, State
 from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
-from controller.ports import Compare, Item, Lease, Operation, TrafficState, TxnResult
+from controller.ports import Compare, Item, Lease, Operation, Renewal, TrafficState, TxnResult
 from controller.runtime.audit import Audit
 from controller.runtime.takeover import Takeover
 from controller.runtime.tenure import Tenure
@@ -459,8 +459,8 @@ class HangingLeader(MemoryCoordinator):
         if self._who in self.behind:
             raise Unavailable("no answer", hint="the leader's disk hangs")
 
-    async def keep_alive(self, lease_id: int) -> int:
-        return 5 if self._who in self.behind else await super().keep_alive(lease_id)
+    async def keep_alive(self, lease_id: int) -> Renewal:
+        return Renewal(5, 2) if self._who in self.behind else await super().keep_alive(lease_id)
 
     async def txn(
         self, compare: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation] = ()
@@ -515,7 +515,7 @@ def longest_wins(patch: Patch, world: World) -> None:
 async def keep_alive_alone(self: Tenure) -> Verdict:
     """A heartbeat without its two guarded reads."""
     sent_at = self._clock.monotonic()
-    ttl_seconds = await self._coordinator.keep_alive(self._lease.id)
+    ttl_seconds = (await self._coordinator.keep_alive(self._lease.id)).ttl_seconds
     deadline = lease.first_deadline(sent_at, ttl_seconds, self._margin)
     verdict = Verdict(Beat.EXTENDS, "kept alive", deadline) if ttl_seconds else Verdict(Beat.LOST, "the lease is gone")
     self.right = self.right.after(verdict)

@@ -27,12 +27,19 @@ def judge(
     after: GuardedRead | None = None,
     sent_at: float = 100.0,
     ttl_seconds: float = TTL,
+    renewed_in_term: int | None = None,
     granted: float = TTL,
     drained: bool = False,
 ) -> Verdict:
     fine = GuardedRead(True, 7, None)
     return lease.judge(
-        Heartbeat(before or fine, sent_at, ttl_seconds, after or fine),
+        Heartbeat(
+            before or fine,
+            sent_at,
+            ttl_seconds,
+            (before or fine).term if renewed_in_term is None else renewed_in_term,
+            after or fine,
+        ),
         granted_ttl_seconds=granted,
         margin_seconds=MARGIN,
         drained=drained,
@@ -58,6 +65,13 @@ def test_the_smaller_of_granted_and_renewed_ttl_counts(renewed: float, deadline:
 @pytest.mark.parametrize("gone", [0, -1])
 def test_a_lease_that_is_gone_ends_the_right(gone: float) -> None:
     assert judge(ttl_seconds=gone) == Verdict(Beat.LOST, "the lease is gone")
+
+
+@pytest.mark.parametrize("term", [6, 8])
+def test_a_keep_alive_that_was_answered_under_another_term_proves_nothing(term: int) -> None:
+    verdict = judge(renewed_in_term=term)
+    assert verdict.beat is Beat.PROVES_NOTHING
+    assert str(term) in verdict.reason
 
 
 # ------------------------------------------------------------------------------------------------------- every heartbeat

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from controller.adapters.memory.gate import Gate, OpenGate
 from controller.adapters.transactions import check_key, check_transaction, check_ttl, is_mutating
 from controller.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable
-from controller.ports import Clock, Compare, CoordinatorStatus, Get, Item, Lease, Operation, Put, TxnResult
+from controller.ports import Clock, Compare, CoordinatorStatus, Get, Item, Lease, Operation, Put, Renewal, TxnResult
 
 NOSPACE = "NOSPACE"
 CORRUPT = "CORRUPT"
@@ -251,12 +251,12 @@ class MemoryCoordinator:
         await self._after("grant", mutating=True)
         return lease
 
-    async def keep_alive(self, lease_id: int) -> int:
+    async def keep_alive(self, lease_id: int) -> Renewal:
         """See ``ports.Coordinator``."""
         await self._before("keep_alive")
-        ttl_seconds = self._cluster.renew(lease_id)
+        renewal = Renewal(self._cluster.renew(lease_id), self._cluster.term)
         await self._after("keep_alive")
-        return ttl_seconds
+        return renewal
 
     async def revoke(self, lease_id: int) -> None:
         """See ``ports.Coordinator``."""
