@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.simulation.bounds  # noqa: F401  (adds its checkers to the list)
 from tests.simulation.world import make_keys
 
 

@@ -6,7 +6,6 @@ also when it happened in the same instant of virtual time.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +79,8 @@ class AckSeen:
     body: bytes
     sent_at: float
     new: bool
+    stamp_error: float = 0.0
+    """Seconds that the holder's stamps are ahead of the world's clock."""
 
     def __iter__(self) -> Iterator[Any]:
         """(when, agent, id, copies asked for, body): what most tests need."""
@@ -119,11 +120,27 @@ class History:
         body: bytes,
         sent_at: float,
         new: bool,
+        stamp_error: float = 0.0,
     ) -> None:
         """An agent got its answer."""
         at = self.clock.wall()
         self.acks.append(
-            AckSeen(self.next(), at, instance, honest, epoch, late_by, agent, record_id, copies, seq, body, sent_at, new)
+            AckSeen(
+                self.next(),
+                at,
+                instance,
+                honest,
+                epoch,
+                late_by,
+                agent,
+                record_id,
+                copies,
+                seq,
+                body,
+                sent_at,
+                new,
+                stamp_error,
+            )
         )
 
     def openings(self) -> list[tuple[Transaction, int, int]]:
@@ -151,8 +168,8 @@ class RecordingStore(MemoryStore):
 
     def remember(self, ref: SegmentRef) -> None:
         history = self._history
-        digest = hashlib.sha256(self.objects[ref].data).hexdigest()
-        history.puts.append(ObjectPut(history.next(), history.clock.wall(), self.region, ref, digest))
+        written = self.objects[ref].sha256  # of what was written: bytes that a test damaged since are no overwriting
+        history.puts.append(ObjectPut(history.next(), history.clock.wall(), self.region, ref, written))
 
     def update(self, stream: str, settled: Callable[[Head], bool], after: Callable[[Head], Head]) -> Head:
         before = self.head(stream)

@@ -66,6 +66,16 @@ class Road(FaultGate):
         """Whether calls take no time now."""
         return not self._world.latency and not self._world.slow and not self.delay_seconds
 
+    async def before(self, op: str) -> None:
+        await super().before(op)
+        if self._world.loses(self._instance, self._what, "requests"):
+            raise Unavailable(f"{op}: not sent (road)", hint="a test cut this direction")
+
+    async def after(self, op: str) -> None:
+        await super().after(op)
+        if self._world.loses(self._instance, self._what, "answers"):
+            raise Unavailable(f"{op}: answer lost (road)", hint="a test cut this direction")
+
     async def _travel(self) -> None:
         if not self.quick:
             await asyncio.sleep(self.delay_seconds + self._world.delay(self._instance, self._what))

@@ -33,7 +33,7 @@ from controller.runtime.audit import Audit
 from controller.runtime.takeover import Takeover
 from controller.runtime.tenure import Tenure
 from controller.stream.writer import StreamWriter
-from tests.simulation.checkers import violations
+from tests.simulation.checkers import Violation, violations
 from tests.simulation.roads import Call
 from tests.simulation.world import ETCD, HOME, PEOPLE, STREAM, TARGET, THIRD, World
 
@@ -677,6 +677,9 @@ def judge(keys_dir: Path, case: Case, patch: Patch | None) -> tuple[dict[str, st
             case.mutate(patch, world)
         try:
             await case.story(world)
+        except Violation as violation:
+            ended.append(violation)
+            found[violation.checker] = str(violation)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (a mutant may end in any way)
             ended.append(error)
         found.update(violations(world))

@@ -106,12 +106,18 @@ class InstanceClock(VirtualClock):
     """One machine's clock: it may stop while the machine goes on, or be wrong from the start."""
 
     stopped_at: float | None = None
+    rate: float = 1.0
+    """Seconds of this clock per true second. Set it before anybody reads the clock."""
 
     def monotonic(self) -> float:
-        return super().monotonic() if self.stopped_at is None else self.stopped_at
+        return super().monotonic() * self.rate if self.stopped_at is None else self.stopped_at
 
     def wall(self) -> float:
         return self.offset_wall + self.monotonic()
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the wall clock, or NTP steps it. The monotonic clock does not notice."""
+        self.offset_wall += seconds
 
 
 @dataclass(eq=False)
@@ -189,6 +195,14 @@ class World:
         """(who, what) that do not reach each other; ``who``: an instance's key, a region or everybody."""
         self.slow: dict[tuple[str, str], float] = {}
         """(who, what) → seconds that each way takes besides the latency."""
+        self.one_way: set[tuple[str, str, str]] = set()
+        """(who, what, ``requests`` or ``answers``) that get lost while the other direction works."""
+        self.crash_after_steps: dict[str, int] = {}
+        """An instance's key → how many more steps its tasks make before it dies, wherever that is."""
+        self.watchers: list[Callable[[], None]] = []
+        """Called whenever the story looks at the world: gauges of what must stay bounded."""
+        self.overruns: list[str] = []
+        """What such a gauge saw beyond its bound."""
         self.pager = MemoryPager()
         self.instances: dict[str, Instance] = {}
         self.former: list[Instance] = []
@@ -219,6 +233,11 @@ class World:
 
     def _stepped(self, owner: Instance) -> None:
         """After every step of every task: never two that would serve an agent, at no instant."""
+        if self.crash_after_steps and owner.key in self.crash_after_steps and not owner.dead:
+            self.crash_after_steps[owner.key] -= 1
+            if self.crash_after_steps[owner.key] <= 0:
+                del self.crash_after_steps[owner.key]
+                self.loop.call_soon(self.die, owner)
         if not owner.honest or not owner.acts:
             return
         for other in self.instances.values():
@@ -243,9 +262,11 @@ class World:
 
     # ------------------------------------------------------------------------------------------------ processes
 
-    def start(self, region: str, name: str, *, wall_error: float = 0.0, **changes: Any) -> Instance:
-        """Starts a controller process, with an empty view. ``wall_error``: seconds that its wall clock is ahead."""
+    def start(self, region: str, name: str, *, wall_error: float = 0.0, rate: float = 1.0, **changes: Any) -> Instance:
+        """Starts a controller process, with an empty view. ``wall_error``: seconds that its wall clock is ahead; ``rate``:
+        how fast its clocks run."""
         clock = InstanceClock(self.loop, self.clock.offset_wall + wall_error)
+        clock.rate = rate
         instance = Instance(region, name, clock)
         before = self.instances.get(instance.key)
         if before is not None:
@@ -352,11 +373,19 @@ class World:
         """Every road is open and fast, everybody who was frozen goes on."""
         self.cuts.clear()
         self.slow.clear()
+        self.one_way.clear()
+        self.crash_after_steps.clear()
         for instance in self.instances.values():
             self.thaw(instance)
 
     def is_cut(self, instance: Instance, what: str) -> bool:
         return bool(self.cuts) and any((who, what) in self.cuts for who in (EVERYBODY, instance.region, instance.key))
+
+    def loses(self, instance: Instance, what: str, way: str) -> bool:
+        """Whether this direction of a road is interrupted (``is_cut`` knows the roads that are cut both ways)."""
+        return bool(self.one_way) and any(
+            (who, what, way) in self.one_way for who in (EVERYBODY, instance.region, instance.key)
+        )
 
     def delay(self, instance: Instance, what: str) -> float:
         """Seconds that one way takes now."""
@@ -418,6 +447,8 @@ class World:
 
     def check(self) -> None:
         """Nobody crashed, and there were never two active instances at the same time."""
+        for watch in self.watchers:
+            watch()
         for instance in self.instances.values():
             main = instance.main
             if main is not None and main.done() and not main.cancelled() and main.exception() is not None:
@@ -472,6 +503,7 @@ class World:
     async def ask(self, instance: Instance, coroutine: Coroutine[Any, Any, T], seconds: float = 8.0) -> T:
         """A request to an instance: what it does dies and freezes with it. Raises Unavailable when no answer comes."""
         task = self._as(instance, coroutine)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may wait for it any more
         await asyncio.wait({task}, timeout=seconds)
         if not task.done() or task.cancelled():
             raise Unavailable(f"{instance.key} did not answer", hint="ask another one")
@@ -486,6 +518,9 @@ class World:
     async def _ingest(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes], tenure: Any) -> Sequence[Ack]:
         sent_at = self.clock.wall()
         answer = await instance.controller.ingest(frames)
+        active = instance.controller._active
+        writer = active.writer if active is not None else None
+        stamp_error = writer.now() - self.clock.wall() if writer is not None else 0.0
         for one, body, ack in zip(frames, bodies, answer.acks, strict=True):
             if ack.status in ("acknowledged", "duplicate"):
                 self.history.acknowledged(
@@ -500,6 +535,7 @@ class World:
                     body=body,
                     sent_at=sent_at,
                     new=ack.status == "acknowledged",
+                    stamp_error=stamp_error,
                 )
         return answer.acks
 

@@ -1,0 +1,148 @@
+"""People of one run: those who do it right, and those who sign late, twice, another plan, or what is not theirs to sign."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from controller.errors import DrError
+from controller.runtime.service import PlanDocument
+from tests.simulation.chaos import Act, Chaos
+from tests.simulation.world import PEOPLE, REGIONS, Instance
+
+
+class Operators:
+    """On-call people and approvers, random. What they are told no to is written down and otherwise no matter."""
+
+    def __init__(self, chaos: Chaos) -> None:
+        self.chaos = chaos
+        self.world = chaos.world
+        self.rng = chaos.rng
+        self.carelessness = self.rng.choice([0.0, 0.1, 0.4])
+
+    def acts(self) -> list[tuple[int, Act]]:
+        return [
+            (12, self.order),
+            (3, self.plan),
+            (3, self.sign),
+            (2, self.sign_badly),
+            (2, self.execute),
+            (1, self.race),
+            (1, self.abort),
+        ]
+
+    async def order(self) -> None:
+        """What on-call people really do: look, plan, sign, execute, and mostly let it run for a while."""
+        world, rng = self.world, self.rng
+        away = [region for region in REGIONS if region != (await world.authority()).region]
+        target = rng.choice(away)
+        kind = "failover" if not await world.holders() else rng.choice(["failover", "switchover", "failback"])
+
+        async def give() -> None:
+            document = await world.propose(kind, target)
+            if rng.random() < self.carelessness:  # somebody was called away before signing
+                await world.wait(rng.choice([5.0, 20.0]))
+            plan = await world.let_run(document, rng.sample(PEOPLE, 2))
+            if rng.random() < 0.7:
+                end = world.clock.monotonic() + 25.0
+                while world.clock.monotonic() < end and not (await world.plan(plan)).ended:
+                    await world.wait(0.25)
+
+        await self._ask(f"order: {kind} to {target}", give)
+
+    async def plan(self) -> None:
+        kind = self.rng.choice(["failover", "failover", "switchover", "failback"])
+        target, requester = self.rng.choice(REGIONS), self.rng.choice(["oncall", PEOPLE[0]])
+        await self._ask(
+            f"{kind} to {target} by {requester}",
+            lambda: self.world.propose(kind, target, requester, via=self.rng.choice(REGIONS)),
+        )
+
+    async def sign(self) -> None:
+        for document in await self._open_plans():
+            for who in self.rng.sample(PEOPLE, 2):
+                decision = "refuse" if self.rng.random() < 0.03 else "approve"
+                plan = document.record.plan.id
+                await self._ask(f"{who} {decision}s {plan}", partial(self._approve, document, who, decision))
+
+    async def sign_badly(self) -> None:
+        """Twice; with a signature that is about to expire; for another plan; with a key that nobody listed."""
+        for document in await self._open_plans():
+            who, way = self.rng.choice(PEOPLE), self.rng.choice(["twice", "late", "another plan", "unlisted key", "not mine"])
+            # Wrong wall clocks and short-lived signatures together only show that expiries are judged by wall clocks.
+            seconds = 12.0 if way == "late" and self.chaos.bad_clocks == "none" else 600.0
+            signed = self.world.signed(
+                document.record,
+                who,
+                seconds=seconds,
+                key={"unlisted key": "mallory", "not mine": PEOPLE[1].split("@", maxsplit=1)[0]}.get(way, ""),
+                plan="plan-1" if way == "another plan" else "",
+            )
+
+            async def send(signed: object = signed, plan: str = document.record.plan.id) -> None:
+                instance = self._someone()
+                await self.world.ask(instance, instance.controller.approve(plan, signed), 4.0)  # type: ignore[arg-type]
+
+            for _ in range(2 if way == "twice" else 1):
+                await self._ask(f"{who} signs {document.record.plan.id} ({way})", send)
+
+    async def _approve(self, document: PlanDocument, who: str, decision: str) -> None:
+        instance = self._someone()
+        await self.world.ask(instance, self.world.approve(instance.controller, document, who, decision), 4.0)
+
+    async def execute(self) -> None:
+        for document in await self._open_plans():
+            plan = document.record.plan
+            confirm = self.rng.choice([plan.target, plan.target, plan.source])
+            await self._ask(f"execute {plan.id}", partial(self._execute, plan.id, confirm))
+
+    async def _execute(self, plan: str, confirm: str) -> None:
+        instance = self._someone()
+        await self.world.ask(instance, instance.controller.execute(plan, "oncall", confirm), 4.0)
+
+    async def race(self) -> None:
+        """Two people at once, each at a controller of their own: everything that is open is signed and executed together."""
+        work: list[Awaitable[None]] = []
+        for document in await self._open_plans():
+            plan = document.record.plan
+            for who in PEOPLE[:2]:
+                work.append(self._ask(f"{who} in a race: {plan.id}", partial(self._approve, document, who, "approve")))
+                work.append(self._ask(f"execute {plan.id} in a race", partial(self._execute, plan.id, plan.target)))
+        await asyncio.gather(*work)
+
+    async def abort(self) -> None:
+        for document in await self._open_plans():
+            plan = document.record.plan.id
+
+            async def abort(plan: str = plan) -> None:
+                instance = self._someone()
+                await self.world.ask(instance, instance.controller.abort(plan, "oncall", "chaos"), 4.0)
+
+            await self._ask(f"abort {plan}", abort)
+
+    def _someone(self) -> Instance:
+        return self.world.someone(self.rng.choice(REGIONS))
+
+    async def _open_plans(self) -> Sequence[PlanDocument]:
+        async def look() -> list[PlanDocument]:
+            instance = self._someone()
+            plans = await self.world.ask(instance, instance.controller.plans(), 4.0)
+            live = [record.plan.id for record in plans if not record.ended]
+            chosen = self.rng.sample(live, min(2, len(live)))
+            return [await self.world.ask(instance, instance.controller.plan(plan), 4.0) for plan in chosen]
+
+        try:
+            return await look()
+        except (DrError, AssertionError):
+            return []
+
+    async def _ask(self, what: str, ask: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await ask()
+            self.chaos.say(what)
+        except DrError as error:
+            self.chaos.say(f"{what}: {error.code}")
+        except AssertionError as error:
+            if "nobody alive" not in str(error):
+                raise

@@ -1,0 +1,91 @@
+"""One random run from one seed, and what came of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller.domain.promotion import State
+from controller.errors import DrError
+from controller.lab.virtual_time import run_virtual
+from tests.simulation import bounds
+from tests.simulation.chaos import Chaos, recover_etcd
+from tests.simulation.checkers import Violation, check_all
+from tests.simulation.operators import Operators
+from tests.simulation.world import PEOPLE, World
+
+LIMIT_SECONDS = 3000.0
+"""Of virtual time: a run that takes longer has made no progress."""
+RECOVERY_SECONDS = 150.0
+"""Once faults have stopped and people have decided what is theirs to decide, the group serves within this."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``violation``: empty when every promise held. ``checker``: who noticed."""
+
+    seed: int
+    checker: str = ""
+    violation: str = ""
+    promotions: int = 0
+    acknowledged: int = 0
+    virtual_seconds: float = 0.0
+
+
+def run(keys_dir: Path, seed: int, prepare: Callable[[World], None] = lambda world: None) -> Outcome:
+    """Plays a seed. ``prepare``: what a mutant changes in the world before anything starts."""
+    try:
+        return run_virtual(_play(keys_dir, seed, prepare), limit_seconds=LIMIT_SECONDS)
+    except TimeoutError:
+        return Outcome(seed, "progress", f"seed {seed}: not over after {LIMIT_SECONDS:g} virtual seconds")
+
+
+async def _play(keys_dir: Path, seed: int, prepare: Callable[[World], None]) -> Outcome:
+    rng = random.Random(seed)
+    latency = rng.choice([None, (0.001, 0.02), (0.01, 0.3)])
+    world = World(keys_dir, seed=seed, latency=latency)
+    prepare(world)
+    bounds.gauge_queues(world)
+    chaos = Chaos(world, seed)
+    people = Operators(chaos)
+    checker, violation = "", ""
+    try:
+        await world.served(agents=3, seconds=rng.choice([0.5, 2.0, 5.0]))
+        with world.effects(chaos.before, chaos.after):
+            await chaos.run(rng.choice([20.0, 45.0, 90.0]), people.acts())
+        chaos.end()
+        check_all(world)
+        await _recover(world, chaos)
+    except Violation as error:
+        checker, violation = error.checker, str(error)
+    except (AssertionError, DrError, TimeoutError) as error:
+        checker, violation = "one-active" if "two active" in str(error) else "crash", str(error) or repr(error)
+    if violation:
+        violation = "\n".join([f"seed {seed}: {violation}", "chaos:", *chaos.done[-80:]])
+    done = [entry.plan[1].state for entry in world.history.transactions if entry.plan is not None].count(State.DONE)
+    return Outcome(seed, checker, violation, done, len(world.acks), world.clock.monotonic())
+
+
+async def _recover(world: World, chaos: Chaos) -> None:
+    """Everything is healed. Plans under way end; what only people can decide (a greater loss, a restored etcd) they do."""
+    world.heal_all()
+    world.before_effect = world.after_effect = None
+    world.start_all()
+    for _ in range(8):
+        await world.wait(12.0)
+        if world.actives():
+            break
+        if world.history.restored:
+            await recover_etcd(world, chaos.say)
+        region = (await world.authority()).region
+        for record in await world.someone(region).controller.plans():
+            if record.state is State.HOLDING:
+                document = await world.someone(region).controller.plan(record.plan.id)
+                for who in PEOPLE:
+                    try:
+                        await world.approve(world.someone(region).controller, document, who)
+                    except DrError:
+                        continue
+    await bounds.progress(world, RECOVERY_SECONDS)
