@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import re
 from base64 import b64encode
 from binascii import unhexlify
@@ -36,6 +37,7 @@ from botocore.handlers import add_expect_header
 from controller.adapters import head_item, head_rules
 from controller.adapters.aws_call import Call
 from controller.adapters.aws_errors import SDK_ERRORS, translate
+from controller.adapters.aws_wire import Wire
 from controller.adapters.region_shelf import AwsShelf
 from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef, SnapshotRef
 from controller.errors import Corrupt, NotFound, Refused, Unavailable
@@ -103,6 +105,8 @@ class AwsRegionStore(AwsShelf):
         self._open = AsyncExitStack()
         self._s3: Any = None
         self._dynamodb: Any = None
+        self._wire: Wire | None = None
+        """For the two calls that every segment makes; None: the SDK makes them, too."""
 
     @property
     def region(self) -> str:
@@ -119,6 +123,19 @@ class AwsRegionStore(AwsShelf):
             # botocore asks "100-continue?" before each body, which costs every put one more round trip, and saves nothing: our
             # bodies are small and nearly always accepted.
             self._s3.meta.events.unregister("before-call.s3", add_expect_header)
+            credentials = session.get_credentials()
+            self._wire = await Wire.open(
+                await credentials if inspect.isawaitable(credentials) else credentials,
+                self._s3,
+                self._dynamodb,
+                bucket=self._bucket,
+                aws_region=self._aws_region,
+                connect_seconds=self._config.connect_timeout,
+                read_seconds=self._call_seconds,
+                connections=self._config.max_pool_connections,
+            )
+            if self._wire is not None:
+                self._open.push_async_callback(self._wire.close)
         except SDK_ERRORS as error:
             raise translate(error, doing=f"opening the clients of {self._region}") from error
 
@@ -126,7 +143,7 @@ class AwsRegionStore(AwsShelf):
         return session.client(service, region_name=self._aws_region, endpoint_url=endpoint, config=self._config)
 
     async def close(self) -> None:
-        self._s3 = self._dynamodb = None
+        self._s3 = self._dynamodb = self._wire = None
         await self._open.aclose()
 
     async def __aenter__(self) -> AwsRegionStore:
@@ -157,17 +174,8 @@ class AwsRegionStore(AwsShelf):
 
     async def _put_once(self, call: Call, fence: Fence, ref: SegmentRef | SnapshotRef, data: bytes, digest: str) -> None:
         try:
-            request = self._s3.put_object(
-                Bucket=self._bucket,
-                Key=self._key(ref),
-                Body=data,
-                IfNoneMatch="*",
-                ContentLength=len(data),
-                ChecksumAlgorithm="SHA256",
-                ChecksumSHA256=b64encode(unhexlify(digest)).decode(),
-                Metadata={DIGEST_METADATA: digest, "writer": quote(fence.writer)},  # metadata travels in headers: ASCII
-            )
-            await call.attempt(request, mutates=True)
+            metadata = {DIGEST_METADATA: digest, "writer": quote(fence.writer)}  # metadata travels in headers: ASCII
+            await call.attempt(self._send_object(self._key(ref), data, digest, metadata), mutates=True)
         except ClientError:
             there = await self._digest_of(call, ref)
             if there is not None and there != digest:
@@ -176,6 +184,21 @@ class AwsRegionStore(AwsShelf):
                 raise Unavailable(
                     f"object {self._key(ref)} in {self._region} was there and is gone", hint="repeat the call"
                 ) from None
+
+    async def _send_object(self, key: str, data: bytes, digest: str, metadata: dict[str, str]) -> None:
+        if self._wire is not None:
+            await self._wire.put_object(key, data, digest, metadata)
+            return
+        await self._s3.put_object(
+            Bucket=self._bucket,
+            Key=key,
+            Body=data,
+            IfNoneMatch="*",
+            ContentLength=len(data),
+            ChecksumAlgorithm="SHA256",
+            ChecksumSHA256=b64encode(unhexlify(digest)).decode(),
+            Metadata=metadata,
+        )
 
     async def _digest_of(self, call: Call, ref: SegmentRef | SnapshotRef) -> str | None:
         """Hash of the object that is there: from its metadata, or (written by something else) from its content. None: not
@@ -333,6 +356,8 @@ class AwsRegionStore(AwsShelf):
         return head_item.head_from_item(fence.stream, answer["Attributes"])
 
     def _send_update(self, request: dict[str, Any]) -> Awaitable[dict[str, Any]]:
+        if self._wire is not None:
+            return self._wire.update_item({"TableName": self._table, **request})
         sent: Awaitable[dict[str, Any]] = self._dynamodb.update_item(TableName=self._table, **request)
         return sent
 

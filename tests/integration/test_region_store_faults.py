@@ -385,12 +385,13 @@ async def test_a_missing_bucket_or_table_is_named(rig: Rig) -> None:
 async def test_a_body_that_was_damaged_on_its_way_is_not_stored(rig: Rig) -> None:
     """The sha256 that goes with the request makes S3 refuse it."""
     store = rig.store
-    put = store._s3.put_object
+    assert store._wire is not None
+    put = store._wire.put_object
 
-    def damaged(**request: Any) -> Any:
-        return put(**(request | {"Body": b"pAyload"}))
+    async def damaged(key: str, data: bytes, digest: str, metadata: Any) -> None:
+        await put(key, b"pAyload", digest, metadata)
 
-    store._s3.put_object = damaged
+    store._wire.put_object = damaged  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
         await store.put_segment(FENCE, REF, b"payload")
     assert await rig.direct.list_segments(S, 1) == ()
