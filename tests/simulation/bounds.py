@@ -61,20 +61,20 @@ def gauge_queues(world: World) -> None:
 
 def _look(world: World) -> None:
     for instance in world.instances.values():
-        active: Any = instance.controller._active
-        if not instance.alive or active is None or active.writer is None:
-            continue
-        writer = active.writer
-        limit = writer._limits.queue_max_bytes
-        for name, value, bound in (
-            ("queued bytes", writer._queue.bytes, limit),
-            # A batch may be taken while the log is just below twice the limit, and what is queued then comes on top.
-            ("logged bytes", writer.log.bytes, 4 * limit),
-            ("logged segments", len(writer.log), 3 * LOG_SEGMENTS),
-            ("lag marks", len(writer._marks), 2 * BACKLOG_MARKS + 1),
-        ):
-            if value > bound:
-                world.overruns.append(f"{instance.key}: {value} {name}, the bound is {bound}")
+        for active in instance.controller._actives.values() if instance.alive else ():
+            writer: Any = active.writer
+            if writer is None:
+                continue
+            limit = writer._limits.queue_max_bytes
+            for name, value, bound in (
+                ("queued bytes", writer._queue.bytes, limit),
+                # A batch may be taken while the log is just below twice the limit, and what is queued then comes on top.
+                ("logged bytes", writer.log.bytes, 4 * limit),
+                ("logged segments", len(writer.log), 3 * LOG_SEGMENTS),
+                ("lag marks", len(writer._marks), 2 * BACKLOG_MARKS + 1),
+            ):
+                if value > bound:
+                    world.overruns.append(f"{instance.key}: {value} {name}, the bound is {bound}")
 
 
 def queues_bounded(world: World) -> None:

@@ -44,7 +44,7 @@ def run(keys_dir: Path, seed: int, prepare: Callable[[World], None] = lambda wor
 
 async def _play(keys_dir: Path, seed: int, prepare: Callable[[World], None]) -> Outcome:
     rng = random.Random(seed)
-    latency = rng.choice([None, (0.001, 0.02), (0.01, 0.3)])
+    latency = rng.choice([None, (0.001, 0.02), (0.01, 0.15)])
     world = World(keys_dir, seed=seed, latency=latency)
     prepare(world)
     bounds.gauge_queues(world)

@@ -518,7 +518,7 @@ class World:
     async def _ingest(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes], tenure: Any) -> Sequence[Ack]:
         sent_at = self.clock.wall()
         answer = await instance.controller.ingest(frames)
-        active = instance.controller._active
+        active = instance.controller._lead
         writer = active.writer if active is not None else None
         stamp_error = writer.now() - self.clock.wall() if writer is not None else 0.0
         for one, body, ack in zip(frames, bodies, answer.acks, strict=True):
