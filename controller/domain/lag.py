@@ -58,6 +58,20 @@ def exposure(backlogs: Sequence[Backlog], now: float) -> tuple[float | Unknown, 
     return seconds, second.records
 
 
+def beyond_objective(exposed_since: float | Unknown | None, now: float, rpo_seconds: float) -> str | None:
+    """Why nothing more may be acknowledged that only one store has, under the policy ``enforce``; None: it may.
+
+    ``exposed_since``: receipt of the oldest record that only one store has, by the clock of ``now``; None: there is none. An
+    acknowledgement given now of a record that only one store has would, if that store vanished, make the lost work reach from
+    ``exposed_since`` to now: that span is what the objective bounds. Unknown counts as exceeded.
+    """
+    if isinstance(exposed_since, Unknown):
+        return f"how much only one store has is unknown: {exposed_since.why}"
+    if exposed_since is None or now - exposed_since <= rpo_seconds:
+        return None
+    return f"only one store has what was received in the last {now - exposed_since:.1f} s, and the RPO is {rpo_seconds:g} s"
+
+
 def worst(a: float | Unknown, b: float | Unknown) -> float | Unknown:
     """The worse of two; unknown is worse than any number, and the one unknown for longer is the worst."""
     if isinstance(a, Unknown):

@@ -370,6 +370,10 @@ class StreamReport:
     """Worst agents first, at most 20: acknowledged records that are in one region only."""
     protected: tuple[str, ...] = ()
     """Regions whose lag has been within the RPO, and whose copy was verified end to end, for the settling time."""
+    enforcing_since: float = 0.0
+    """Wall time since which the holder holds acknowledgements back, because the exposure reached the RPO; 0: it does not."""
+    enforcing: str = ""
+    """Why."""
 
 
 @dataclass(frozen=True, slots=True)

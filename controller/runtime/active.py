@@ -207,6 +207,7 @@ class Active:
                 queue_max_bytes=stream.queue_max_bytes,
                 pipeline_depth=stream.pipeline_depth,
                 ack_timeout_seconds=stream.ack_timeout_seconds,
+                enforced_rpo_seconds=settings.rpo.seconds if settings.rpo.policy == "enforce" else None,
             ),
         )
         self.writer = writer
@@ -218,7 +219,7 @@ class Active:
             own_agent(OPENING_AGENT, self.stream), f"{epoch}", Kind.OPENING, body, created_at=ports.clock.wall(), copies=copies
         )
         while True:
-            (ack,) = await writer.submit([first])
+            (ack,) = await writer.submit([first], own=True)
             if ack.status != "failed":
                 break
             shell.say(Role.OPENING, f"the opening record is not in {copies} stores yet: {(ack.error or {}).get('message')}")

@@ -86,6 +86,7 @@ class Reporter:
         known = [backlog for backlog in backlogs.values() if backlog is not None]
         seconds, records = lag.exposure(known, now)
         acknowledged = writer.acknowledged
+        enforcing = writer.objective.problem(writer.seq)
         return self._with_protection(StreamReport(
             stream=stream,
             region=self._home,
@@ -99,6 +100,8 @@ class Reporter:
             exposure_seconds=seconds,
             exposure_records=records,
             unreplicated=writer.unreplicated(),
+            enforcing_since=writer.objective.since or 0.0,
+            enforcing=enforcing or "",
         ))  # fmt: skip
 
     def _verified(self, members: Sequence[Member], stream: str) -> dict[str, int]:

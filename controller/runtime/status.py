@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import gmtime, strftime
 
 from controller.domain import lag
 from controller.domain.model import Authority, Head, Holder, Member, Position, RegionLag, Role, StreamReport, Unknown
@@ -151,6 +152,11 @@ def _sentence(seen: Observation, exposure: float | Unknown) -> tuple[str, str]:
         return f"{seen.authority.region} has the authority and nobody holds it", "drctl plan failover --to REGION"
     holder = seen.holders[0]
     text = f"{holder.region} is active in epoch {holder.epoch} ({holder.instance})"
+    held = [report for report in _fresh(seen) if not isinstance(report, Unknown) and report.enforcing_since]
+    if held:
+        since = min(report.enforcing_since for report in held)
+        at = strftime("%H:%M:%S", gmtime(since))
+        return f"{text}; enforcing: not acknowledging since {at} UTC ({held[0].enforcing})", "drctl lag --watch"
     if isinstance(exposure, Unknown):
         return f"{text}; exposure is unknown: {exposure.why}", "drctl lag --watch"
     if exposure > seen.rpo_seconds:

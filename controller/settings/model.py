@@ -87,7 +87,7 @@ class RpoSettings(Section):
     """How much may be lost."""
 
     seconds: Seconds = Field(5.0, description="recovery point objective: acknowledged work that the loss of a region may cost")
-    policy: Literal["alert", "enforce"] = Field("alert", description="at the objective: only alert is built yet")
+    policy: Literal["alert", "enforce"] = Field("alert", description="at the objective: tell people, or also stop acknowledging until another region catches up")
     settle_seconds: SecondsOrZero = Field(10.0, description="a region is protected after it kept the objective for this long")
     report_seconds: Seconds = Field(1.0, description="time between two reports of the holder to etcd")
 

@@ -94,10 +94,6 @@ def _stream_rules(settings: Settings) -> Iterator[Problem]:
     if stream.streams != 1:
         rule = "must be 1: sharing several streams out among a region's instances is not built yet"
         yield Problem(("stream.streams",), str(stream.streams), rule, "found one group for each share of the agents")
-    if rpo.policy == "enforce":
-        rule = "is not built yet: nothing would stop acknowledging at the objective, so it must be 'alert'"
-        hint = "put with copies = 2 what must not be lost with a region: that holds without a policy"
-        yield Problem(("rpo.policy",), shown(rpo.policy), rule, hint)
     if stream.copies > len(settings.regions):
         rule = f"must be at most the number of regions ({len(settings.regions)})"
         yield Problem(("stream.copies", "regions"), str(stream.copies), rule, "2 survives the loss of any one region")

@@ -76,10 +76,10 @@ class Waiter:
     receipt: Receipt
     number: int
     copies: int
-    repeated: bool
-    """It was here already: its answer is ``duplicate``."""
     own: bool = False
-    """A controller's record that is no work of an agent: nothing is lost with it."""
+    """A controller's record with which no work is lost."""
+    repeated: bool = False
+    """It was here already: its answer is ``duplicate``."""
 
 
 class Waiting:

@@ -25,6 +25,7 @@ from controller.stream.backlog import Mark, Marks
 from controller.stream.batcher import BUSY_FLUSHES, LARGE_BYTES, Entry, Queue, weight
 from controller.stream.history import Tail
 from controller.stream.log import Built, Log, tails_of
+from controller.stream.objective import Objective
 from controller.stream.pump import Pump
 from controller.stream.receipt import Receipt, Waiter, Waiting
 from controller.stream.segment import Segment, SegmentHeader, encode_segment, next_chain
@@ -41,6 +42,8 @@ class WriterLimits:
     queue_max_bytes: int = 64 * 2**20
     pipeline_depth: int = 8
     ack_timeout_seconds: float = 10.0
+    enforced_rpo_seconds: float | None = None
+    """The recovery point objective, under the policy ``enforce``; None: the policy is ``alert``."""
 
 
 class StreamWriter:
@@ -90,6 +93,7 @@ class StreamWriter:
         self.lost = ""
         self.pumps = {region: Pump(region) for region in stores}
         self.pumps[home] = Pump(home, attached=True, head=home_head, why="")
+        self.objective = Objective(limits.enforced_rpo_seconds, self.pumps, self._marks, tail.seq + 1, self.now)
 
     # ------------------------------------------------------------------------------------------------------- life
 
@@ -151,21 +155,24 @@ class StreamWriter:
         """Wall time on the holder's monotonic clock: stamps within an epoch never go back."""
         return self._wall_zero + self._clock.monotonic()
 
-    async def submit(self, frames: Sequence[Frame]) -> list[Ack]:
+    async def submit(self, frames: Sequence[Frame], *, own: bool = False) -> list[Ack]:
         """One acknowledgement per frame, in order. Frames are independent: one may fail while others are acknowledged.
+        ``own``: records of the controller with which no work is lost; the RPO policy does not hold them back.
 
         Raises Unavailable when nothing of it was taken (no right, draining, full): the whole batch may be sent again.
         """
         weights = [weight(frame) for frame in frames]
         size = sum(weights)
         self._check_open(size)
+        if not own:
+            self._check_objective()
         opened = await self._admission.open_ahead(frames)
         if opened:
             self._check_open(size)
         receipt = Receipt(frames)
         for number, frame in enumerate(frames):
             try:
-                self._admit(frame, weights[number], opened.get(number), receipt, number)
+                self._admit(frame, weights[number], opened.get(number), Waiter(receipt, number, frame.record.copies, own))
             except DrError as error:
                 receipt.fail(number, error)
         self._have_work.set()
@@ -200,12 +207,19 @@ class StreamWriter:
         if full:
             raise Unavailable(full, hint="slow down and send the same records again")
 
-    def _admit(self, frame: Frame, size: int, body: bytes | None, receipt: Receipt, number: int) -> None:
+    def _check_objective(self) -> None:
+        why = self.objective.problem(self._seq)
+        if why is not None:
+            raise Unavailable(
+                f"not accepting records: {why}", hint="send the same records again; it goes on when another region catches up"
+            )
+
+    def _admit(self, frame: Frame, size: int, body: bytes | None, waiter: Waiter) -> None:
         """Queues a new record, or waits with the one that it repeats. Raises DrError."""
         record = frame.record
         self._admission.check_copies(record)
         known = self._admission.repeats(record)
-        waiter = Waiter(receipt, number, record.copies, known is not None)
+        waiter.repeated = known is not None
         if known is None:
             entry = self._admission.take(frame, size, body)
             entry.waiters.append(waiter)
@@ -216,8 +230,9 @@ class StreamWriter:
             self._wait_for(known.seq if isinstance(known, Entry) else known, waiter)
 
     def _too_late(self, frame: Frame) -> DrError:
+        held = self.objective.problem(self._seq) if frame.record.copies == 1 else None
         return OutcomeUnknown(
-            f"not committed in {frame.record.copies} region stores within {self._limits.ack_timeout_seconds:g} s",
+            held or f"not committed in {frame.record.copies} region stores within {self._limits.ack_timeout_seconds:g} s",
             hint="it may still become so; send the same record again to learn it",
         )
 
@@ -312,7 +327,7 @@ class StreamWriter:
         if not self._may_acknowledge():
             return
         self._apply_until(pump.seq)
-        for seq in self._waiting.upto(pump.seq):
+        for seq in self._waiting.upto(self._seq if self.objective.enforced else pump.seq):  # another's copies may free ours
             self._settle(seq)
         self._marks.advance(self._is_acknowledged)
         self.log.forget(min(self._applied, *(other.seq for other in self.pumps.values())))
@@ -362,9 +377,10 @@ class StreamWriter:
 
     def _settle(self, seq: int) -> None:
         committed = self.committed_in(seq)
+        held = len(committed) < 2 and (self.objective.second_seq() or 0) < seq and self.objective.problem(seq) is not None
 
         def may(waiter: Waiter) -> bool:
-            return replication.acknowledged(waiter.copies, committed, self.sole_ackers)
+            return replication.acknowledged(waiter.copies, committed, self.sole_ackers) and (waiter.own or not held)
 
         self._waiting.settle(seq, len(committed), may)
 

@@ -175,12 +175,12 @@ def _covered(world: World, entry: Transaction, epoch: int, lost: list[AckSeen]) 
             raise Violation("promised-loss", f"{what}; the {name} loss said that nothing is lost")
         if len(lost) > loss.records and not loss.records_unknown:
             raise Violation("promised-loss", f"{what}; the {name} loss said {loss.records}")
-    span = max(ack.at for ack in lost) - min(_received_at(world, ack) for ack in lost)
+    span = max(ack.at for ack in lost) - min(received_at(world, ack) for ack in lost)
     if span > final.seconds + EPSILON:
         raise Violation("promised-loss", f"{what} of {span:.2f} s; it said at most {final.seconds:.2f}")
 
 
-def _received_at(world: World, ack: AckSeen) -> float:
+def received_at(world: World, ack: AckSeen) -> float:
     for server in world.servers.values():
         ref = SegmentRef(STREAM, ack.seq, ack.epoch)
         if ref in server.objects:

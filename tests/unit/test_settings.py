@@ -172,7 +172,6 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("rpo/seconds", "soon", "rpo.seconds = 'soon'", "valid number"),
     ("rpo/seconds", 0.02, "rpo.seconds = 0.02", "stream.flush_seconds"),
     ("rpo/policy", "hope", "rpo.policy = 'hope'", "'alert' or 'enforce'"),
-    ("rpo/policy", "enforce", "rpo.policy = 'enforce'", "not built yet"),
     ("stream/streams", 2, "stream.streams = 2", "not built yet"),
     # promotion, fleet
     ("promotion/approvals_required", 0, "promotion.approvals_required = 0", "greater than or equal to 1"),
