@@ -17,7 +17,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help setup demo test test-fast simulate lint lock clean
+.PHONY: help setup demo test test-fast simulate fuzz lint lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -55,6 +55,9 @@ test-fast: setup ## the tests that need neither servers nor time
 
 simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N, SEED=n for one, JOBS=n, ARGS="--mutants")
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS))) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -o timeout=0 tests/fuzz $(PYTEST_ARGS)
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@{ echo '# Every dependency of every extra, for every Python and platform that pyproject.toml allows, with hashes.'; \

@@ -114,7 +114,9 @@ def parse(armored: str) -> Signature:
         raise Garbled("no SSHSIG magic")
     if (version := reader.number()) != VERSION:
         raise Garbled(f"format version {version} instead of {VERSION}")
-    key, namespace, _reserved = reader.string(), reader.string(), reader.string()
+    key, namespace, reserved = reader.string(), reader.string(), reader.string()
+    if reserved:  # it is not signed as it stands here, so anybody could make a second encoding of one signature with it
+        raise Garbled("the reserved field is not empty")
     hash_name, blob = reader.string(), reader.string()
     reader.end()
     try:

@@ -31,6 +31,9 @@ from controller.stream.receipt import Receipt, Waiter, Waiting
 from controller.stream.segment import Segment, SegmentHeader, encode_segment, next_chain
 from controller.stream.view import View
 
+DECODED_FACTOR = 4
+"""Decoded bodies may take this many times what their records may take as they travel (``queue_max_bytes``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class WriterLimits:
@@ -166,6 +169,7 @@ class StreamWriter:
         self._check_open(size)
         if not own:
             self._check_objective()
+        self._check_bodies(sum(frame.record.size for frame in frames))
         opened = await self._admission.open_ahead(frames)
         if opened:
             self._check_open(size)
@@ -202,8 +206,6 @@ class StreamWriter:
         full = self.log.full()
         if self._queue.bytes + size > bound:
             full = full or f"{self._queue.bytes} bytes wait for a segment and the bound is {bound}"
-        if self._admission.bytes > 4 * bound:
-            full = full or f"{self._admission.bytes} bytes of decoded bodies wait and the bound is {4 * bound}"
         if full:
             raise Unavailable(full, hint="slow down and send the same records again")
 
@@ -212,6 +214,21 @@ class StreamWriter:
         if why is not None:
             raise Unavailable(
                 f"not accepting records: {why}", hint="send the same records again; it goes on when another region catches up"
+            )
+
+    def _check_bodies(self, size: int) -> None:
+        """``size``: what the bodies of a call say that they have, decoded. A few KiB of zstd may hold 64 MiB, so it is
+        bounded before anything is decoded. Raises Refused, Unavailable."""
+        bound = DECODED_FACTOR * self._limits.queue_max_bytes
+        if size > bound:
+            raise Refused(
+                f"a batch with bodies of {size} bytes, decoded, and {bound} may wait at most",
+                hint="send fewer records at a time",
+            )
+        if self._admission.bytes + size > bound:
+            raise Unavailable(
+                f"{self._admission.bytes} bytes of decoded bodies wait and the bound is {bound}",
+                hint="slow down and send the same records again",
             )
 
     def _admit(self, frame: Frame, size: int, body: bytes | None, waiter: Waiter) -> None:
