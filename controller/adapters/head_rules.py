@@ -22,7 +22,7 @@ from itertools import pairwise
 
 from controller.adapters.head_item import ITEM_GUARD_BYTES, ITEM_MAX_BYTES, head_to_item, item_bytes, reach, within
 from controller.domain.model import Baseline, Commit, EpochStart, Fence, Head, Realignment, SegmentRef, SnapshotRef
-from controller.domain.replication import owner
+from controller.domain.retention import is_salvage
 from controller.errors import Conflict, FenceLost, Refused
 
 SEQ_MAX = 10**16 - 1
@@ -184,11 +184,6 @@ def check_deletable(head: Head, fence: Fence, refs: Sequence[SegmentRef]) -> Non
             )
         if is_salvage(head, ref):
             raise Refused(f"segment {ref.key} is salvage", hint="export or drop the salvage first")
-
-
-def is_salvage(head: Head, ref: SegmentRef) -> bool:
-    """Whether the object belongs to a tail that a realignment cut off."""
-    return any(s.first_seq <= ref.seq <= s.last_seq and owner(s.epochs, ref.seq) == ref.epoch for s in head.salvage)
 
 
 def check_unnamed(head: Head, fence: Fence, refs: Sequence[SnapshotRef]) -> None:

@@ -33,8 +33,10 @@ class Admission:
         self._stores = stores
         self._now = now
         self._entries: dict[tuple[str, str], Entry] = {}
-        self._recent: OrderedDict[tuple[str, str], tuple[str, bytes, int]] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str], tuple[str, bytes, int, int]] = OrderedDict()
+        """(agent, kind) → id, body, depth and segment of the newest."""
         self._recent_bytes = 0
+        self._base = 0
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -56,6 +58,12 @@ class Admission:
             raise _other_body(record.agent, record.id)
         return known[1]
 
+    def keep_from(self, base: int) -> tuple[Entry, ...]:
+        """From now on no delta is taken that stands on what lies before ``base`` only: retention is about to let go of that.
+        Returns what was taken before and is on its way: it may still stand there."""
+        self._base = base
+        return tuple(self._entries.values())
+
     def check_copies(self, record: Record) -> None:
         """Raises Refused."""
         if record.copies > self._stores:
@@ -72,14 +80,20 @@ class Admission:
             body, depth = entry.body, entry.depth + 1
         elif recent is not None and recent[0] == frame.base:
             body, depth = recent[1], recent[2] + 1
+            self._check_base(agent, frame.base, recent[3])
         else:
             found = self._view.read(agent, frame.base)
             if found is None:
                 raise _unknown_base(f"the base {frame.base!r} of the delta is not at hand")
             body, depth = found[1], (self._view.chain_depth(agent, frame.base) or 0) + 1
+            self._check_base(agent, frame.base, 0)
         if depth > MAX_CHAIN:
             raise _unknown_base(f"{depth} deltas would stand on each other, {MAX_CHAIN} are allowed")
         return body, depth
+
+    def _check_base(self, agent: str, base: str, seq: int) -> None:
+        if seq < self._base and not self._view.reaches(agent, base, self._base):
+            raise _unknown_base(f"the base {base!r} of the delta is older than what this stream keeps")
 
     # -------------------------------------------------------------------------------------------------------- taking
 
@@ -130,10 +144,10 @@ class Admission:
             self._recent_bytes -= len(before[1])
         if len(body) > RECENT_MAX_BODY_BYTES:
             return
-        self._recent[key] = record.id, body, entry.depth
+        self._recent[key] = record.id, body, entry.depth, entry.seq
         self._recent_bytes += len(body)
         while self._recent_bytes > RECENT_BYTES:
-            _, (_, dropped, _) = self._recent.popitem(last=False)
+            _, (_, dropped, _, _) = self._recent.popitem(last=False)
             self._recent_bytes -= len(dropped)
 
 

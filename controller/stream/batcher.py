@@ -48,6 +48,13 @@ class Entry:
     """Who waits for it, while it has no segment."""
     seq: int = 0
     """Its segment; 0 while it waits for one."""
+    carried_at: float = 0.0
+    """When retention wrote this old record again; 0 for a new one."""
+
+    @property
+    def since(self) -> float:
+        """Since when it waits, by the holder's clock."""
+        return self.carried_at or self.frame.record.received_at
 
 
 @dataclass(slots=True)
@@ -78,7 +85,7 @@ class Queue:
     def oldest(self) -> Entry | None:
         """Who has waited longest, or None."""
         first = [lane[0] for lane in (self._small, self._behind) if lane]
-        return min(first, key=lambda entry: entry.frame.record.received_at, default=None)
+        return min(first, key=lambda entry: entry.since, default=None)
 
     def small_waits(self) -> bool:
         """Whether a segment of small records can be closed."""

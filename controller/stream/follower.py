@@ -22,6 +22,8 @@ from controller.stream.reader import CONCURRENCY, warm, warm_bases
 from controller.stream.segment import Segment, decode_segment, next_chain
 from controller.stream.view import ColdBase, View
 
+FORGET_RECORDS = 5000
+"""Records that one step forgets at most when the base has moved: about 50 ms."""
 _REPAIR = "repair this region's copy of it from another region's store; the standby stays at the segment before"
 
 
@@ -53,7 +55,7 @@ class Follower:
                 await self._align(head)
                 await self._read(head, budget)
                 if self._view.position(self._stream)[0] == head.seq:
-                    self._view.forget(self._stream, head.base, head.base_chain)
+                    self._view.forget(self._stream, head.base, head.base_chain, FORGET_RECORDS)
             except Conflict:
                 pass  # somebody else moved the view meanwhile (this instance became active): the next round reads it anew
             if self._cold:

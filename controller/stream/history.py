@@ -7,13 +7,14 @@ so it may be repeated after any error, also by another instance with a newer epo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from controller.domain import replication
-from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, SegmentRef
+from controller.domain import replication, retention
+from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, Salvage, SegmentRef
 from controller.errors import Corrupt, DrError, FenceLost, NotFound, Unavailable
 from controller.ports import RegionStore
+from controller.stream.limits import ORIGIN
 from controller.stream.patience import GRACE_SECONDS, ask_all
 from controller.stream.segment import Segment, decode_segment, next_chain
 
@@ -96,11 +97,13 @@ async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, fork
         return head
     kept = replication.cut(head.epochs, alignment.keep)
     chain, received_at = GENESIS, 0.0
-    if alignment.keep:
+    if alignment.keep == head.base - 1:
+        chain = head.base_chain
+    elif alignment.keep:
         ref = SegmentRef(fence.stream, alignment.keep, replication.owner(kept, alignment.keep))
         last, data = await read_segment(store, ref)
         chain = next_chain(last.header.prev_chain, data)
-        received_at = max((frame.record.received_at for frame in last.frames), default=last.header.created_at)
+        received_at = max(_received([last]), default=last.header.created_at)
     records, size = await _count(store, head, alignment.keep)
     return await store.realign(
         fence,
@@ -115,6 +118,38 @@ async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, fork
             received_at=received_at,
             records=max(0, head.records - records),
             bytes=max(0, head.bytes - size),
+        ),
+    )
+
+
+def _received(segments: Iterable[Segment]) -> list[float]:
+    """When the records came in. One that retention carried forward says when it came first, which tells nothing here."""
+    return [frame.record.received_at for segment in segments for frame in segment.frames if ORIGIN not in frame.record.meta]
+
+
+async def reseed(
+    store: RegionStore, fence: Fence, head: Head, source: Head, starts: Sequence[EpochStart], after_base: tuple[int, int]
+) -> Head:
+    """Lets a store that is behind everything that is still kept begin anew where ``source`` begins. What it held becomes
+    salvage. ``after_base``: frames and bytes of the source from its base on; so the counters stay those of the history."""
+    chain, seq = source.base_chain, source.base - 1
+    salvage = None
+    if head.seq >= head.base:
+        held = tuple(start for start in head.epochs if start.first_seq <= head.seq)
+        salvage = Salvage(head.base, head.seq, held, head.chain, fence.epoch)
+    return await store.realign(
+        fence,
+        head,
+        Realignment(
+            seq=seq,
+            chain=chain,
+            base=source.base,
+            base_chain=chain,
+            epochs=replication.cut(tuple(starts), seq),
+            salvage=salvage,
+            received_at=head.received_at,
+            records=max(0, source.records - after_base[0]),
+            bytes=max(0, source.bytes - after_base[1]),
         ),
     )
 
@@ -158,7 +193,7 @@ async def copy_missing(
             )
         chain = next_chain(chain, data)
     await asyncio.gather(*(target.put_segment(fence, ref, data) for ref, (_, data) in zip(refs, parts, strict=True)))
-    received = [frame.record.received_at for segment, _ in parts for frame in segment.frames]
+    received = _received(segment for segment, _ in parts)
     commit = Commit(
         prev_seq=head.seq,
         prev_chain=head.chain,
@@ -193,6 +228,11 @@ async def bring_home(
     sources = sorted((a for a in choice.alignments if a.keep == choice.length), key=lambda a: a.region != choice.source)
     chain = await _chain_of(stores, heads, fence, choice, [found.region for found in sources])
     goal = Tail(choice.length, chain, choice.starts)
+    having = [heads[found.region] for found in sources if found.region != home]
+    if having and all(retention.is_behind(head, found.base) for found in having):
+        seed = min(having, key=lambda found: (found.base, found.stream))
+        region = next(found.region for found in sources if heads[found.region] is seed)
+        head = await reseed(stores[home], fence, head, seed, choice.starts, await _count(stores[region], seed, seed.base - 1))
     while head.seq < goal.seq:
         head = await _from_any([stores[found.region] for found in sources], stores[home], fence, head, goal)
     if head.chain != goal.chain:
@@ -214,6 +254,8 @@ async def _chain_of(
     for region in having:
         if heads[region].seq == choice.length:
             return heads[region].chain
+        if heads[region].base - 1 == choice.length:
+            return heads[region].base_chain
     failed: DrError | None = None
     for region in having:
         try:

@@ -17,6 +17,7 @@ from controller.domain.model import Encoding, Frame, Kind, Record
 from controller.errors import Corrupt, Unavailable
 from controller.stream.delta import open_frame
 from controller.stream.limits import MAX_CHAIN, ORIGIN, Limits
+from controller.stream.live import is_ruled
 from controller.stream.segment import Segment
 from controller.stream.tables import Tables, pack, unpack
 
@@ -38,12 +39,14 @@ class ColdBase(Unavailable):
 
 @dataclass(slots=True)
 class Known:
-    """What the round has to know of a record that others may stand on. ``verified`` None: its body could not be decoded."""
+    """What the round has to know of a record that others may stand on. ``verified`` None: its body could not be decoded;
+    0: nobody has tried yet."""
 
     no: int
     sha256: bytes
     depth: int
     verified: int | None
+    seq: int
     ordinal: int | None = None
     """Its frame in this very segment."""
 
@@ -65,6 +68,7 @@ class _Agent:
     records: int
     latest: int | None
     latest_ord: int
+    ruled: int
     warm_kinds: int | None = None
 
 
@@ -92,7 +96,7 @@ class Round:
         self._stream = stream
         self._floor = floor_seq
         self._segment = segment
-        self._seq = segment.header.seq
+        self._seq = self.reach = segment.header.seq
         self._limits = limits
         self._proven: Sequence[bytes | None] = proven or [None] * len(segment.frames)
         self._first = self._next = int(tables.one("SELECT coalesce(max(no), 0) FROM records")[0]) + 1
@@ -123,16 +127,18 @@ class Round:
         body, depth = self._decode(agent.no, frame, self._proven[ordinal])
         sha256 = bytes.fromhex(record.sha256)
         if known is None:
-            known = Known(self._next, sha256, depth, self._seq if body is not None else None, ordinal)
+            known = Known(self._next, sha256, depth, self._seq if body is not None else None, self._seq, ordinal)
             self._next += 1
             self._new[agent.no, record.id] = known
             self._add(agent, ordinal, frame, known)
+            if self._floor and ORIGIN in record.meta:
+                self._found_again(agent.no, record.id)
         elif known.sha256 != sha256:  # the first one stands; a holder refuses these before they get in
             self._conflicts.append((self._stream, self._seq, ordinal, record.agent, record.id))
             return
         else:
-            self._duplicates.append((self._stream, self._seq, ordinal, known.no, frame.base, depth))
-            if known.verified is None and body is not None:
+            self._duplicates.append((self._stream, self._seq, ordinal, known.no, frame.base, depth, *self._place(ordinal)))
+            if not known.verified and body is not None:
                 self._prove(known, depth)
                 self._head(agent, record.kind)  # its body may be missing there
         if body is not None:
@@ -145,6 +151,21 @@ class Round:
             self._rows[known.no - self._first][_DEPTH : _VERIFIED + 1] = depth, self._seq
         else:
             self._tables.run("UPDATE records SET depth=?, verified=? WHERE no=?", (depth, self._seq, known.no))
+
+    def _found_again(self, agent: int, record_id: str) -> None:
+        """In a copy that begins late, a carried-forward base comes after the deltas that stand on it: those can be read now."""
+        lost = self._tables.all("SELECT no, id, base FROM records WHERE agent=? AND verified IS NULL", (agent,))
+        depth = {record_id: 0}
+        while found := [row for row in lost if row[2] in depth and row[1] not in depth]:
+            for no, lost_id, base in found:
+                depth[lost_id] = depth[base] + 1
+                if depth[lost_id] <= MAX_CHAIN:
+                    self._tables.run("UPDATE records SET verified=0, depth=? WHERE no=?", (depth[lost_id], no))
+
+    def _place(self, ordinal: int) -> tuple[int, int]:
+        """First byte and length of a frame in its object."""
+        offsets = self._segment.offsets
+        return (offsets[ordinal], offsets[ordinal + 1] - offsets[ordinal]) if offsets else (0, 0)
 
     def _add(self, agent: _Agent, ordinal: int, frame: Frame, known: Known) -> None:
         record = frame.record
@@ -170,10 +191,13 @@ class Round:
                 frame.base,
                 known.depth,
                 known.verified,
-                msgspec.msgpack.encode(record.meta) if record.meta else None,
+                _meta(record),
+                *self._place(ordinal),
             ]
         )
         agent.records += 1
+        if not agent.ruled and is_ruled(record):
+            agent.ruled = 1
         if ord_ > agent.latest_ord:
             agent.latest, agent.latest_ord = known.no, ord_
         head = self._head(agent, record.kind)
@@ -184,17 +208,19 @@ class Round:
     def _agent(self, name: str) -> _Agent:
         agent = self._agents.get(name)
         if agent is None:
-            row = self._tables.one("SELECT no, records, latest, latest_ord FROM agents WHERE name=?", (name,))
+            row = self._tables.one("SELECT no, records, latest, latest_ord, ruled FROM agents WHERE name=?", (name,))
             if row is None:
                 self._tables.run("INSERT INTO agents (name, records, latest_ord) VALUES (?, 0, -1)", (name,))
-                row = (self._tables.one("SELECT last_insert_rowid()")[0], 0, None, -1)
+                row = (self._tables.one("SELECT last_insert_rowid()")[0], 0, None, -1, 0)
             agent = self._agents[name] = _Agent(*row)
         return agent
 
     def _known(self, agent: int, record_id: str) -> Known | None:
         known = self._new.get((agent, record_id))
         if known is None:
-            row = self._tables.one("SELECT no, sha256, depth, verified FROM records WHERE agent=? AND id=?", (agent, record_id))
+            row = self._tables.one(
+                "SELECT no, sha256, depth, verified, seq FROM records WHERE agent=? AND id=?", (agent, record_id)
+            )
             known = None if row is None else Known(*row)
         return known
 
@@ -232,6 +258,7 @@ class Round:
             if self._floor > 0:
                 return None, MAX_CHAIN
             raise _corrupt(frame.record, f"it is a delta against {frame.base!a}, which this stream does not have")
+        self.reach = min(self.reach, base.seq)
         if base.verified is None:
             return None, MAX_CHAIN
         if base.depth >= MAX_CHAIN:
@@ -277,14 +304,14 @@ class Round:
     def _write(self) -> None:
         tables = self._tables
         if self._rows:
-            tables.many(f"INSERT INTO records VALUES ({','.join('?' * 20)})", self._rows)  # noqa: S608 - question marks only
+            tables.many(f"INSERT INTO records VALUES ({','.join('?' * 22)})", self._rows)  # noqa: S608 - question marks only
         if self._duplicates:
-            tables.many("INSERT INTO duplicates VALUES (?, ?, ?, ?, ?, ?)", self._duplicates)
+            tables.many("INSERT INTO duplicates VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self._duplicates)
         if self._conflicts:
             tables.many("INSERT INTO conflicts VALUES (?, ?, ?, ?, ?)", self._conflicts)
         tables.many(
-            "UPDATE agents SET records=?, latest=?, latest_ord=? WHERE no=?",
-            [(agent.records, agent.latest, agent.latest_ord, agent.no) for agent in self._agents.values()],
+            "UPDATE agents SET records=?, latest=?, latest_ord=?, ruled=? WHERE no=?",
+            [(agent.records, agent.latest, agent.latest_ord, agent.ruled, agent.no) for agent in self._agents.values()],
         )
         kept: set[int] = set()
         for head in self._heads.values():
@@ -304,6 +331,12 @@ class Round:
             "INSERT OR REPLACE INTO warm VALUES (?, ?, ?)",
             [(no, *pack(body)) for no, body in self._window.items() if no in kept and no not in self._stored],
         )
+
+
+def _meta(record: Record) -> bytes | None:
+    """As its agent gave it: where a carried-forward record stood first is in its order, and no reader's business."""
+    meta = {key: value for key, value in record.meta.items() if key != ORIGIN} if ORIGIN in record.meta else record.meta
+    return msgspec.msgpack.encode(meta) if meta else None
 
 
 def _second(newest: list[tuple[int, int]]) -> tuple[int | None, int | None]:

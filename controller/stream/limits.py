@@ -27,6 +27,9 @@ UPTO = "dr.restored_upto"
 """``meta`` of a record that gives an earlier state back: the id of the record whose body it repeats, and of the last record of
 the agent at that time. Everything between that one and this record is stepped over: still there, and no state any more."""
 
+ORIGIN_BYTES = 64
+"""More than that entry takes. New records leave so much room in their header."""
+
 MAX_CHAIN = 64
 """Deltas that may stand on each other before a whole body: reading one record costs at most one GET more than this."""
 
@@ -96,7 +99,7 @@ def record_problem(record: Record, limits: Limits) -> str | None:
 
 
 def _meta_problem(record: Record, limits: Limits) -> str | None:
-    if len(record.meta) > limits.meta_entries:
+    if len(record.meta) - (ORIGIN in record.meta) > limits.meta_entries:
         return f"meta has {len(record.meta)} entries, allowed are {limits.meta_entries}"
     entries: Iterable[tuple[object, object]] = record.meta.items()  # whoever built it may have ignored the types
     for key, value in entries:

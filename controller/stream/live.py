@@ -35,12 +35,19 @@ REPEAT = "~"
 
 _NEVER_CLEARED = frozenset({Kind.TASK, Kind.ASSIGNMENT, Kind.CANARY, Kind.OPENING, Kind.INTENDED, Kind.DONE})
 """An agent's task and its open intents are not part of the conversation that somebody clears."""
+_EFFECTS = frozenset({Kind.INTENDED, Kind.DONE})
+_RULES = frozenset({SUBJECT, RANK, STAYS, CLEARS, NEEDS, ATTACHED, WITHIN})
 _REPETITION = re.compile(rf"{REPEAT}[0-9]+\Z")
 
 
 def plain(record_id: str) -> str:
     """An id without the number of its repetition."""
     return _REPETITION.sub("", record_id)
+
+
+def is_ruled(record: Record) -> bool:
+    """Whether it takes more than the newest of each kind to know what is live beside this record."""
+    return record.kind in _EFFECTS or (bool(record.meta) and not _RULES.isdisjoint(record.meta))
 
 
 def live(records: Sequence[Record]) -> frozenset[str]:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from controller.domain.model import AgentTail, Kind, SegmentRef
+from controller.stream.limits import ORIGIN
 from controller.stream.segment import Segment
 
 LOG_SEGMENTS = 4096
@@ -98,9 +99,9 @@ class Log:
 
 
 def tails_of(segment: Segment) -> tuple[tuple[str, str, float], ...]:
-    """What ``unreplicated`` names: agents' records, not the controllers' own."""
+    """What ``unreplicated`` names: agents' new records, not the controllers' own and not what retention wrote again."""
     return tuple(
         (frame.record.agent, frame.record.id, frame.record.received_at)
         for frame in segment.frames
-        if frame.record.kind not in (Kind.CANARY, Kind.OPENING)
+        if frame.record.kind not in (Kind.CANARY, Kind.OPENING) and ORIGIN not in frame.record.meta
     )

@@ -10,12 +10,12 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from controller.domain import replication
+from controller.domain import replication, retention
 from controller.domain.model import Commit, EpochStart, Fence, Head
 from controller.errors import Corrupt, DrError, FenceLost, Unavailable
 from controller.ports import Clock, RegionStore
 from controller.stream.batcher import LARGE_BYTES
-from controller.stream.history import Tail, copy_missing, cut_back
+from controller.stream.history import Tail, copy_missing, cut_back, reseed
 from controller.stream.log import Built, Log
 
 RETRY_SECONDS = 0.5
@@ -38,6 +38,8 @@ class Upstream(Protocol):
     def committed(self, pump: Pump) -> None: ...
 
     def lose(self, why: str) -> None: ...
+
+    def counts_after(self, seq: int) -> tuple[int, int]: ...
 
     def home_copy(self) -> tuple[RegionStore, Head]: ...
 
@@ -136,6 +138,9 @@ async def _copy_from_home(pump: Pump, store: RegionStore, up: Upstream, head: He
         )
     if home_head.seq <= head.seq:
         raise Unavailable(f"the home store does not have segment {head.seq + 1} yet", hint="wait")
+    if retention.is_behind(head, home_head.base):
+        records, size = up.counts_after(home_head.base - 1)
+        return await reseed(store, up.fence, head, home_head, up.starts, (records, size))
     return await copy_missing(home, store, up.fence, head, Tail(home_head.seq, home_head.chain, up.starts))
 
 

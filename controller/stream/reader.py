@@ -6,7 +6,7 @@ One record costs at most ``MAX_CHAIN + 1`` GETs, one for each different segment,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from controller.domain.model import Frame, Record, SegmentRef
 from controller.errors import Corrupt, DrError, NotFound
@@ -17,6 +17,8 @@ from controller.stream.view import Link, View
 
 CONCURRENCY = 4
 """GETs at a time. Also bounds memory: this many segments are held at once."""
+WARM_BYTES = 64 * 2**20
+"""Bodies that are decoded together while warming."""
 
 
 async def read_record(view: View, store: RegionStore, agent: str, id: str) -> tuple[Record, bytes]:  # noqa: A002 - Record's word
@@ -102,30 +104,111 @@ async def warm_bases(view: View, store: RegionStore, segment: Segment) -> int:
     return len(missing)
 
 
-async def warm(view: View, store: RegionStore, limit: int) -> bool:
-    """Loads at most ``limit`` newest bodies that a rewind left cold. Returns whether more may be left. One that cannot be had
-    does not stop the others: the first error is raised at the end."""
-    first_error: DrError | None = None
-    loaded = 0
-    for agent, record_id in view.cold():
-        if loaded >= limit:
-            return True
+async def read_many(
+    view: View, store: RegionStore, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], tuple[Record, bytes] | DrError]:
+    """Records and bodies of many (agent, id). Each segment is fetched once, whatever number of them it serves; only the frames
+    that are wanted are kept. One that cannot be had has its error as its answer: see ``read_record``."""
+    found: dict[tuple[str, str], tuple[Record, bytes] | DrError] = {}
+    chains: dict[tuple[str, str], tuple[list[Link], bytes | None]] = {}
+    wanted: dict[SegmentRef, dict[int, Link]] = {}
+    for key in keys:
         try:
-            await _load(view, store, agent, record_id)
-            loaded += 1
+            warm_one = view.read(*key)
+            if warm_one is not None:
+                found[key] = warm_one
+                continue
+            chains[key] = _chain(view, *key)
         except DrError as error:
-            first_error = first_error or error
+            found[key] = error
+            continue
+        for link in chains[key][0]:
+            wanted.setdefault(link.ref, {})[link.ordinal] = link
+    frames = await _fetch_all(store, wanted)
+    for key, (links, body) in chains.items():
+        try:
+            found[key] = links[0].record, _open_chain([frames[link.ref, link.ordinal] for link in links], body)
+        except DrError as error:
+            found[key] = error
+    return found
+
+
+def _open_chain(frames: Sequence[Frame | DrError], body: bytes | None) -> bytes:
+    """From the last frame, which is whole or stands on ``body``, up to the first."""
+    for frame in reversed(frames):
+        if isinstance(frame, DrError):
+            raise frame
+        body = open_frame(frame, body)
+    assert body is not None
+    return body
+
+
+async def _fetch_all(
+    store: RegionStore, wanted: Mapping[SegmentRef, Mapping[int, Link]]
+) -> dict[tuple[SegmentRef, int], Frame | DrError]:
+    slots = asyncio.Semaphore(CONCURRENCY)
+    frames: dict[tuple[SegmentRef, int], Frame | DrError] = {}
+
+    async def fetch(ref: SegmentRef, links: Mapping[int, Link]) -> None:
+        async with slots:
+            try:
+                data = await store.get_segment(ref)
+            except DrError as error:
+                frames.update(dict.fromkeys(((ref, ordinal) for ordinal in links), error))
+                return
+            for ordinal, link in links.items():
+                try:
+                    frames[ref, ordinal] = _frame(data, link)
+                except Corrupt as error:
+                    frames[ref, ordinal] = Corrupt(f"{ref.key} in {store.region}: {error.message}", hint=error.hint)
+
+    await asyncio.gather(*(fetch(ref, links) for ref, links in wanted.items()))
+    return frames
+
+
+async def warm(view: View, store: RegionStore, limit: int) -> bool:
+    """Loads at most ``limit`` newest bodies that a rewind or a snapshot left cold, those of one segment together. Returns
+    whether more may be left. One that cannot be had does not stop the others: the first error is raised at the end."""
+    first_error: DrError | None = None
+    cold = view.cold()
+    loaded = at = 0
+    while at < len(cold) and loaded < limit:
+        batch: list[tuple[str, str]] = []
+        size = 0
+        for agent, record_id, bytes_ in cold[at : at + limit - loaded]:
+            size += bytes_
+            if batch and size > WARM_BYTES:
+                break
+            batch.append((agent, record_id))
+        at += len(batch)
+        for (agent, record_id), answer in (await read_many(view, store, batch)).items():
+            try:
+                if isinstance(answer, DrError):
+                    _lost_or_raise(view, agent, record_id, answer)
+                else:
+                    view.admit(agent, record_id, answer[1])
+                loaded += 1
+            except DrError as error:
+                first_error = first_error or error
+    if at < len(cold):
+        return True
     if first_error is not None:
         raise first_error
     return False
 
 
+def _lost_or_raise(view: View, agent: str, record_id: str, error: DrError) -> None:
+    """In a copy that begins late, what a record stands on may rightly be absent: the record is marked then."""
+    if isinstance(error, NotFound) and view.begins_late(agent, record_id):
+        view.doubt(agent, record_id)
+        return
+    raise error
+
+
 async def _load(view: View, store: RegionStore, agent: str, record_id: str) -> None:
     try:
         _, body = await read_record(view, store, agent, record_id)
-    except NotFound:
-        if view.begins_late(agent, record_id):
-            view.doubt(agent, record_id)
-            return
-        raise
+    except NotFound as error:
+        _lost_or_raise(view, agent, record_id, error)
+        return
     view.admit(agent, record_id, body)

@@ -12,7 +12,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import msgspec
@@ -20,7 +20,16 @@ import msgspec
 from controller.domain.model import Encoding, Frame, Record
 from controller.errors import Corrupt, Refused
 from controller.stream.delta import frame, open_frame
-from controller.stream.limits import DEFAULT_LIMITS, RESERVED, Limits, frame_problem, is_hash, name_problem
+from controller.stream.limits import (
+    DEFAULT_LIMITS,
+    ORIGIN,
+    ORIGIN_BYTES,
+    RESERVED,
+    Limits,
+    frame_problem,
+    is_hash,
+    name_problem,
+)
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -28,6 +37,7 @@ __all__ = [
     "Place",
     "Segment",
     "SegmentHeader",
+    "build_segment",
     "decode_frames",
     "decode_header",
     "decode_segment",
@@ -74,6 +84,8 @@ class Segment:
 
     header: SegmentHeader
     frames: tuple[Frame, ...]
+    offsets: tuple[int, ...] = field(default=(), compare=False)
+    """Where each frame begins in the object, and where the last one ends; empty when nobody looked."""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -142,8 +154,9 @@ def _encode_frame(frame: Frame, limits: Limits) -> tuple[bytes, bytes]:
             )
         except _BAD_BYTES as error:  # a lone surrogate in a meta value, for one
             problem = f"the record cannot be written: {error}"
-    if problem is None and len(header) > limits.header_bytes:
-        problem = f"the record's header has {len(header)} bytes, allowed are {limits.header_bytes}"
+    room = limits.header_bytes - (0 if ORIGIN in record.meta else ORIGIN_BYTES)
+    if problem is None and len(header) > room:
+        problem = f"the record's header has {len(header)} bytes, allowed are {room}"
     if problem is not None:
         raise Refused(
             f"record {ascii(record.id)[:120]} of agent {ascii(record.agent)[:120]}: {problem}", hint="correct the named field"
@@ -151,11 +164,14 @@ def _encode_frame(frame: Frame, limits: Limits) -> tuple[bytes, bytes]:
     return _FRAME.pack(len(header), len(frame.payload)) + header, frame.payload
 
 
-def _seal(magic: bytes, header: bytes, frames: Iterable[Frame], *, indexed: bool, limits: Limits) -> bytes:
+def _seal(
+    magic: bytes, header: bytes, frames: Iterable[Frame], *, indexed: bool, limits: Limits
+) -> tuple[bytes, tuple[int, ...]]:
+    """The bytes, and where each frame begins, with the end as the last entry."""
     parts = [magic, _LENGTH.pack(len(header)), header, _LENGTH.pack(zlib.crc32(header))]
     offset = sum(map(len, parts))
+    offsets = [offset]
     index: list[Place] = []
-    count = 0
     for item in frames:
         head, payload = _encode_frame(item, limits)
         parts.append(head)
@@ -164,7 +180,8 @@ def _seal(magic: bytes, header: bytes, frames: Iterable[Frame], *, indexed: bool
         if indexed:
             index.append(Place(item.record.agent, item.record.id, offset, length))
         offset += length
-        count += 1
+        offsets.append(offset)
+    count = len(offsets) - 1
     footer = _ENCODER.encode(index) if indexed else b""
     size = offset + len(footer) + _TRAILER_BYTES
     if count > limits.frames or size > limits.segment_bytes:
@@ -175,20 +192,26 @@ def _seal(magic: bytes, header: bytes, frames: Iterable[Frame], *, indexed: bool
     parts.append(footer)
     parts.append(_TRAILER.pack(offset, len(footer), count))
     data = b"".join(parts)
-    return data + hashlib.sha256(data).digest()
+    return data + hashlib.sha256(data).digest(), tuple(offsets)
 
 
 def encode_segment(header: SegmentHeader, frames: Sequence[Frame], limits: Limits = DEFAULT_LIMITS) -> bytes:
     """The bytes of a segment object. Equal arguments give equal bytes. Raises Refused when a limit is broken."""
+    return build_segment(header, frames, limits)[1]
+
+
+def build_segment(header: SegmentHeader, frames: Sequence[Frame], limits: Limits = DEFAULT_LIMITS) -> tuple[Segment, bytes]:
+    """Like ``encode_segment``, with the segment as ``decode_segment`` would give it."""
     problem = _header_problem(header, limits)
     if problem is not None:
         raise Refused(f"segment header: {problem}", hint="correct the named field")
-    return _seal(SEGMENT_MAGIC, _ENCODER.encode(header), frames, indexed=True, limits=limits)
+    data, offsets = _seal(SEGMENT_MAGIC, _ENCODER.encode(header), frames, indexed=True, limits=limits)
+    return Segment(header, tuple(frames), offsets), data
 
 
 def encode_frames(frames: Sequence[Frame], limits: Limits = DEFAULT_LIMITS) -> bytes:
     """An ingest batch: the body of ``POST /v1/records``. Raises Refused when a limit is broken."""
-    return _seal(BATCH_MAGIC, b"", frames, indexed=False, limits=limits)
+    return _seal(BATCH_MAGIC, b"", frames, indexed=False, limits=limits)[0]
 
 
 def next_chain(prev_chain: str, data: bytes) -> str:
@@ -340,7 +363,7 @@ def decode_segment(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Segment:
     for place, item, offset in zip(index, frames, offsets, strict=False):
         if place.offset != offset or place.id != item.record.id or place.agent != item.record.agent:
             _bad(f"the index disagrees with the frame at {offset}", end)
-    return Segment(header, tuple(frames))
+    return Segment(header, tuple(frames), tuple(offsets))
 
 
 def frame_offsets(data: bytes, limits: Limits = DEFAULT_LIMITS) -> tuple[Place, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING or sys.version_info < (3, 14):
 else:
     from compression import zstd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raise it with every change of the tables: older files are dropped and rebuilt from the store."""
 _APPLICATION_ID = 0x44525657  # "DRVW"
 
@@ -29,26 +29,33 @@ _TABLES = """
 CREATE TABLE streams (
     no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, chain TEXT NOT NULL,
     floor_seq INTEGER NOT NULL, floor_chain TEXT NOT NULL, records INTEGER NOT NULL);
+-- at: when the holder closed the segment; reach: the earliest segment that a delta in it stands on (its own seq: none).
 CREATE TABLE segments (
     stream INTEGER NOT NULL, seq INTEGER NOT NULL, chain TEXT NOT NULL, epoch INTEGER NOT NULL,
-    records INTEGER NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (stream, seq)) WITHOUT ROWID;
+    records INTEGER NOT NULL, bytes INTEGER NOT NULL, at REAL NOT NULL, reach INTEGER NOT NULL,
+    PRIMARY KEY (stream, seq)) WITHOUT ROWID;
+-- ruled: whether records of it say how they stand to others (live.py).
 CREATE TABLE agents (
-    no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, records INTEGER NOT NULL, latest INTEGER, latest_ord INTEGER NOT NULL);
+    no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, records INTEGER NOT NULL, latest INTEGER, latest_ord INTEGER NOT NULL,
+    ruled INTEGER NOT NULL DEFAULT 0);
 -- ord: order among the records of an agent (place of first appearance in the history); verified: seq at which the body was
--- decoded and hashed, NULL while its base lies before the part of history that this copy has.
+-- decoded and hashed; 0: it lies in the store and was not read back here yet (the row came from a snapshot); NULL while its
+-- base lies before the part of history that this copy has. place, length: bytes of the frame in its segment's object.
 CREATE TABLE records (
     no INTEGER PRIMARY KEY, agent INTEGER NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL, parent TEXT,
     stream INTEGER NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER NOT NULL, ord INTEGER NOT NULL,
     sha256 BLOB NOT NULL, size INTEGER NOT NULL, received_at REAL NOT NULL, created_at REAL NOT NULL,
     attempt INTEGER NOT NULL, copies INTEGER NOT NULL, encoding TEXT NOT NULL, base TEXT, depth INTEGER NOT NULL,
-    verified INTEGER, meta BLOB);
+    verified INTEGER, meta BLOB, place INTEGER NOT NULL, length INTEGER NOT NULL);
 CREATE UNIQUE INDEX records_id ON records (agent, id);
 CREATE INDEX records_place ON records (stream, seq, ordinal);
 CREATE INDEX records_order ON records (agent, ord);
+CREATE INDEX records_lost ON records (agent) WHERE verified IS NULL;
 -- Later frames of records that are known already: carried forward by retention, or sent twice.
 CREATE TABLE duplicates (
     stream INTEGER NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER NOT NULL, record INTEGER NOT NULL,
-    base TEXT, depth INTEGER NOT NULL, PRIMARY KEY (stream, seq, ordinal)) WITHOUT ROWID;
+    base TEXT, depth INTEGER NOT NULL, place INTEGER NOT NULL, length INTEGER NOT NULL,
+    PRIMARY KEY (stream, seq, ordinal)) WITHOUT ROWID;
 CREATE INDEX duplicates_record ON duplicates (record);
 CREATE TABLE conflicts (
     stream INTEGER NOT NULL, seq INTEGER NOT NULL, ordinal INTEGER NOT NULL, agent TEXT NOT NULL, id TEXT NOT NULL,
@@ -88,7 +95,7 @@ class Tables:
         with told(path):
             self._connection = _open(path)
 
-    def all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+    def all(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """Every row."""
         with told(self.path):
             return self._connection.execute(sql, values).fetchall()

@@ -12,6 +12,8 @@ rebuilt by following from the start.
 - *Duplicates*: the first record of an (agent, id) stands. The same again (equal hash) is noted as another place to read it
   from; another body under the same id is a *conflict*, counted and otherwise ignored. A holder refuses those before they
   get in, so one in a stream means that a holder broke its rules; it is not a reason to stop replicating.
+- *Not read back yet*: rows that came from a snapshot. Their bodies lie in the store; they count as verified once somebody
+  loaded them (``reader.warm`` does so for the newest).
 - *Unverified*: in a copy that begins after sequence 1, a delta may stand on a record from before the beginning. It is listed,
   but is not restorable until it is seen again whole.
 
@@ -47,6 +49,8 @@ _NOT_NEWEST = (
     "WHERE r.no = warm.record AND h.warm AND warm.record IN (h.record, h.record2))"
 )
 _PAGE = 500
+_SLICE = 512
+"""Segments that one call of ``forget`` goes through at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +180,11 @@ class View:
             if no == 0:
                 self._tables.run("INSERT INTO streams VALUES (NULL, ?, 0, ?, 0, ?, 0)", (ref.stream, GENESIS, GENESIS))
                 no = self._stream(ref.stream)[0]
-            added = Round(self._tables, no, floor_seq, segment, self._limits, proven).index()
+            round_ = Round(self._tables, no, floor_seq, segment, self._limits, proven)
+            added = round_.index()
             self._tables.run(
-                "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", (no, ref.seq, chain, ref.epoch, len(segment.frames), data_len)
+                "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (no, ref.seq, chain, ref.epoch, len(segment.frames), data_len, header.created_at, round_.reach),
             )
             self._tables.run("UPDATE streams SET seq=?, chain=?, records=records+? WHERE no=?", (ref.seq, chain, added, no))
             # Only what was lent for this stream: another one may be between its loading and its own ``apply``.
@@ -222,19 +228,37 @@ class View:
             self._tables.run("DELETE FROM streams WHERE no=?", (no,))
             self._tables.run("INSERT INTO streams VALUES (NULL, ?, ?, ?, ?, ?, 0)", (stream, seq, chain, seq, chain))
 
-    def forget(self, stream: str, base: int, base_chain: str) -> None:
-        """Retention moved the base: forgets segments before ``base`` and the records that lie in no later one.
-        Call it at the head only, when the carried-forward frames have been applied. Raises Refused past the position."""
+    def forget(self, stream: str, base: int, base_chain: str, budget: int = 1 << 62) -> bool:
+        """Retention moved the base: forgets segments before ``base`` and the records that lie in no later one, at most about
+        ``budget`` records at a time. Returns whether more is left: call it again. Call it at the head only, when the
+        carried-forward frames have been applied. Raises Refused past the position."""
         no, at, _, floor_seq, _ = self._stream(stream)
         if base - 1 <= floor_seq:
-            return
+            return False
         if base - 1 > at:
             raise Refused(f"the base {base} of stream {stream} is past position {at}", hint="reset the stream at its base")
+        last, count, chain = floor_seq, 0, base_chain
+        for seq, found, records in self._tables.all(
+            "SELECT seq, chain, records FROM segments WHERE stream=? AND seq<? ORDER BY seq LIMIT ?", (no, base, _SLICE)
+        ):
+            last, chain, count = seq, found, count + records
+            if count >= budget:
+                break
+        if last == base - 1:
+            chain = base_chain
         with self._tables.transaction():
+            self._tables.run("CREATE TEMP TABLE IF NOT EXISTS dropped (record INTEGER)")
+            self._tables.run("DELETE FROM dropped")
+            self._tables.run("INSERT INTO dropped SELECT record FROM duplicates WHERE stream=? AND seq<=?", (no, last))
             for table in ("duplicates", "conflicts", "segments"):
-                self._tables.run(f"DELETE FROM {table} WHERE stream=? AND seq<?", (no, base))  # noqa: S608 - fixed names
-            self._remove("stream=? AND seq<? AND no NOT IN (SELECT record FROM duplicates)", (no, base))
-            self._tables.run("UPDATE streams SET floor_seq=?, floor_chain=? WHERE no=?", (base - 1, base_chain, no))
+                self._tables.run(f"DELETE FROM {table} WHERE stream=? AND seq<=?", (no, last))  # noqa: S608 - fixed names
+            self._remove(
+                "(no IN (SELECT no FROM records WHERE stream=? AND seq>? AND seq<=?) OR no IN (SELECT record FROM dropped)) "
+                "AND NOT EXISTS (SELECT 1 FROM duplicates d WHERE d.record=records.no) AND seq<=?",
+                (no, floor_seq, last, last),
+            )
+            self._tables.run("UPDATE streams SET floor_seq=?, floor_chain=? WHERE no=?", (last, chain, no))
+        return last < base - 1
 
     def _remove(self, where: str, values: tuple[Any, ...]) -> None:
         """Deletes records and brings counters, newest records and warm bodies of their agents in line."""
@@ -247,7 +271,8 @@ class View:
         run("DELETE FROM duplicates WHERE record IN (SELECT no FROM gone)")
         run("UPDATE streams SET records = records - (SELECT count(*) FROM gone WHERE stream = streams.no)")
         for agent, kind, was_warm in self._tables.all(
-            "SELECT h.agent, h.kind, h.warm FROM heads h WHERE (h.agent, h.kind) IN (SELECT agent, kind FROM gone)"
+            "SELECT h.agent, h.kind, h.warm FROM heads h WHERE (h.agent, h.kind) IN (SELECT agent, kind FROM gone) "
+            "AND (h.record IN (SELECT no FROM gone) OR h.record2 IN (SELECT no FROM gone))"
         ):
             newest = self._tables.all(
                 "SELECT no, ord FROM records WHERE agent=? AND kind=? ORDER BY ord DESC, no DESC LIMIT 2", (agent, kind)
@@ -256,16 +281,16 @@ class View:
             if newest:
                 second = newest[1] if len(newest) > 1 else (None, None)
                 run("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (agent, kind, *newest[0], *second, was_warm))
-        for (agent,) in self._tables.all("SELECT DISTINCT agent FROM gone"):
+        for agent, count in self._tables.all("SELECT agent, count(*) FROM gone GROUP BY agent"):
+            run("UPDATE agents SET records=records-? WHERE no=?", (count, agent))
+        for (agent,) in self._tables.all(
+            "SELECT no FROM agents WHERE no IN (SELECT agent FROM gone) AND latest IN (SELECT no FROM gone)"
+        ):
             latest = self._tables.one("SELECT no, ord FROM records WHERE agent=? ORDER BY ord DESC, no DESC LIMIT 1", (agent,))
             if latest is None:
                 run("DELETE FROM agents WHERE no=?", (agent,))
             else:
-                run(
-                    "UPDATE agents SET latest=?, latest_ord=?, records=(SELECT count(*) FROM records WHERE agent=agents.no) "
-                    "WHERE no=?",
-                    (*latest, agent),
-                )
+                run("UPDATE agents SET latest=?, latest_ord=? WHERE no=?", (*latest, agent))
         run("DELETE FROM gone")
 
     # --------------------------------------------------------------------------------------------------------- reading
@@ -319,8 +344,7 @@ class View:
     def restorable(self, agent: str) -> Record | None:
         """The newest checkpoint whose body was decoded and hashed here; None when there is none."""
         rows = self._tables.all(
-            f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.kind=? AND r.verified NOTNULL "
-            "ORDER BY r.ord DESC, r.no DESC LIMIT 1",
+            f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.kind=? AND r.verified > 0 ORDER BY r.ord DESC, r.no DESC LIMIT 1",
             (agent, Kind.CHECKPOINT),
         )
         return _record(rows[0]) if rows else None
@@ -367,6 +391,16 @@ class View:
                 return
             at = rows[-1][11], rows[-1][12]
 
+    def reaches(self, agent: str, id: str, base: int) -> bool:  # noqa: A002
+        """Whether the record can still be read once everything before segment ``base`` is deleted: it stands at or after it, or
+        a whole frame of it does."""
+        row = self._tables.one(
+            "SELECT r.seq>=?1 OR EXISTS (SELECT 1 FROM duplicates d WHERE d.record=r.no AND d.stream=r.stream AND d.seq>=?1 "
+            "AND d.base IS NULL) FROM records r JOIN agents a ON a.no = r.agent WHERE a.name=?2 AND r.id=?3",
+            (base, agent, id),
+        )
+        return row is not None and bool(row[0])
+
     def chain_depth(self, agent: str, id: str) -> int | None:  # noqa: A002
         """How many deltas a reader of this record goes through: 0 for a whole body, None for an unknown record, ``MAX_CHAIN``
         when its own base is out of reach (do not build on it)."""
@@ -406,6 +440,8 @@ class View:
         if hashlib.sha256(body).digest() != row[3]:
             raise Corrupt(f"record {id!a} of agent {agent!a}: these {len(body)} bytes are not its body", hint="read it again")
         self._tables.run("INSERT OR REPLACE INTO warm VALUES (?, ?, ?)", (row[13], *pack(body)))
+        if row[14] == 0:
+            self._tables.run("UPDATE records SET verified=max(seq, 1) WHERE no=?", (row[13],))
         self._lent.add(row[13])
 
     def doubt(self, agent: str, id: str) -> None:  # noqa: A002
@@ -424,13 +460,14 @@ class View:
         )
         return row is not None and row[0] > 0
 
-    def cold(self, limit: int = 10_000) -> tuple[tuple[str, str], ...]:
-        """(agent, id) of newest records that are verified and should be warm but are not (after a rewind)."""
+    def cold(self, limit: int = 10_000) -> tuple[tuple[str, str, int], ...]:
+        """(agent, id, size) of newest records that can be read and should be warm but are not (after a rewind or a snapshot),
+        by the segment that they lie in."""
         return tuple(
             self._tables.all(
-                "SELECT a.name, r.id FROM heads h JOIN records r ON r.no = h.record JOIN agents a ON a.no = h.agent "
+                "SELECT a.name, r.id, r.size FROM heads h JOIN records r ON r.no = h.record JOIN agents a ON a.no = h.agent "
                 "LEFT JOIN warm w ON w.record = h.record "
-                "WHERE h.warm=1 AND r.verified NOTNULL AND w.record IS NULL ORDER BY h.kind, a.name LIMIT ?",
+                "WHERE h.warm=1 AND r.verified NOTNULL AND w.record IS NULL ORDER BY r.seq, r.ordinal LIMIT ?",
                 (limit,),
             )
         )

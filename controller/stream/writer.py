@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.domain import replication
 from controller.domain.lag import Backlog
 from controller.domain.model import Ack, AgentTail, EpochStart, Fence, Frame, Head, SegmentRef
+from controller.domain.retention import StorePlace
 from controller.errors import DrError, OutcomeUnknown, Refused, Unavailable
 from controller.ports import Clock, RegionStore
 from controller.stream import pump as pumping
@@ -24,11 +25,12 @@ from controller.stream.admission import Admission
 from controller.stream.backlog import Mark, Marks
 from controller.stream.batcher import BUSY_FLUSHES, LARGE_BYTES, Entry, Queue, weight
 from controller.stream.history import Tail
+from controller.stream.keeping import Keeping
 from controller.stream.log import Built, Log, tails_of
 from controller.stream.objective import Objective
 from controller.stream.pump import Pump
 from controller.stream.receipt import Receipt, Waiter, Waiting
-from controller.stream.segment import Segment, SegmentHeader, encode_segment, next_chain
+from controller.stream.segment import Segment, SegmentHeader, build_segment, next_chain
 from controller.stream.view import View
 
 DECODED_FACTOR = 4
@@ -191,6 +193,46 @@ class StreamWriter:
             return receipt.acks(instead=_not_acknowledged(self.lost or "the right to act ran out"))
         return receipt.acks()
 
+    async def carry(self, frames: Sequence[Frame]) -> None:
+        """Writes records of this history again, whole and with their place of origin, so that they outlive their first segment.
+        Returns when the segment is acknowledged like any other. Safe to repeat: the view notes one more place of the record.
+        Raises Unavailable (agents' records go first: try later), OutcomeUnknown."""
+        weights = [weight(frame) for frame in frames]
+        self._check_open(sum(weights))
+        if self._queue.bytes + self.log.bytes > self._limits.queue_max_bytes // 2:
+            raise Unavailable("records of agents wait; nothing is carried forward meanwhile", hint="it is tried again")
+        receipt = Receipt(frames)
+        for number, frame in enumerate(frames):
+            waiter = Waiter(receipt, number, 1, repeated=False, own=True)
+            self._queue.add(Entry(frame, weights[number], None, waiters=[waiter], carried_at=self.now()))
+        self._have_work.set()
+        try:
+            async with asyncio.timeout(self._limits.ack_timeout_seconds):
+                await receipt.done
+        except TimeoutError:
+            receipt.fail_rest(self._too_late)
+        finally:
+            receipt.done.cancel()
+        failed = next((ack for ack in receipt.acks() if ack.status == "failed"), None)
+        if failed is not None or self.lost:
+            raise OutcomeUnknown(f"not carried forward: {self.lost or failed}", hint="it is tried again")
+
+    def keep_from(self, base: int) -> tuple[Entry, ...]:
+        """See ``Admission.keep_from``."""
+        return self._admission.keep_from(base)
+
+    def places(self) -> tuple[StorePlace, ...]:
+        """Where every store stands, for retention."""
+        return tuple(
+            StorePlace(pump.region, pump.attached, pump.seq, pump.head.base if pump.head else 1) for pump in self.pumps.values()
+        )
+
+    def moved_base(self, region: str, head: Head) -> None:
+        """Retention moved a store's base. The pump learns it at once; its seq it knows better itself."""
+        pump = self.pumps[region]
+        if pump.head is not None:
+            pump.head = replace(pump.head, base=head.base, base_chain=head.base_chain, snapshots=head.snapshots)
+
     def _check_open(self, size: int) -> None:
         if self.lost or not self._may_act():
             raise Unavailable(
@@ -290,14 +332,13 @@ class StreamWriter:
         header = SegmentHeader(self._group, self.fence.stream, seq, self.fence.epoch, self._chain, self.now())
         size = sum(entry.weight for entry in taken)
         if size < LARGE_BYTES:
-            data, chain = _encode(header, frames)
+            segment, data, chain = _encode(header, frames)
         else:
-            data, chain = await asyncio.to_thread(_encode, header, frames)
+            segment, data, chain = await asyncio.to_thread(_encode, header, frames)
             if self.lost:
                 self._queue_failed(taken)
                 return
-        received = [frame.record.received_at for frame in frames]
-        segment = Segment(header, frames)
+        received = [entry.since for entry in taken]
         self.log.add(
             Built(
                 SegmentRef(self.fence.stream, seq, self.fence.epoch), self._chain, chain, len(data), len(frames),
@@ -332,6 +373,12 @@ class StreamWriter:
         """Our chain hash after segment ``seq``; None where neither the log nor the view reaches back so far."""
         built = self.log.get(seq)
         return self._view.chain_at(self.fence.stream, seq) if built is None else built.chain
+
+    def counts_after(self, seq: int) -> tuple[int, int]:
+        """Frames and bytes of our history above segment ``seq``, as far as the home store has it."""
+        home = self.pumps[self._home].head
+        assert home is not None
+        return Keeping(self._view, self.fence.stream).counts(seq, home.seq)
 
     def home_copy(self) -> tuple[RegionStore, Head]:
         """The home store and its head, for what has left the memory."""
@@ -431,8 +478,7 @@ class StreamWriter:
             return Backlog(region, pump.seq, 0, 0, 0, None)
         oldest = self._marks.received_after(pump.seq)
         if pump.seq < self.starts[-1].first_seq - 1:  # missing segments are older than this epoch: ask the view
-            older = next(iter(self._view.tail(self.fence.stream, pump.seq)), None)
-            oldest = min(oldest, older[1].received_at) if older is not None else oldest
+            oldest = min(oldest, Keeping(self._view, self.fence.stream).received_after(pump.seq, oldest))
         return Backlog(
             region,
             pump.seq,
@@ -455,7 +501,7 @@ class StreamWriter:
         """How long the oldest record has waited for its copies; 0 when none waits."""
         first, queued = self._waiting.oldest(), self._queue.oldest()
         oldest = [self._marks.received_after(first - 1)] if first is not None else []
-        oldest += [queued.frame.record.received_at] if queued is not None else []
+        oldest += [queued.since] if queued is not None else []
         return max(0.0, self.now() - min(oldest)) if oldest else 0.0
 
     def home_silent_seconds(self) -> float:
@@ -469,10 +515,10 @@ class StreamWriter:
         return self._clock.monotonic() - self._home_silent_since
 
 
-def _encode(header: SegmentHeader, frames: tuple[Frame, ...]) -> tuple[bytes, str]:
-    """The segment's bytes and the chain hash after it."""
-    data = encode_segment(header, frames)
-    return data, next_chain(header.prev_chain, data)
+def _encode(header: SegmentHeader, frames: tuple[Frame, ...]) -> tuple[Segment, bytes, str]:
+    """The segment, its bytes and the chain hash after it."""
+    segment, data = build_segment(header, frames)
+    return segment, data, next_chain(header.prev_chain, data)
 
 
 def _not_acknowledged(why: str) -> OutcomeUnknown:

@@ -243,7 +243,7 @@ def test_a_rewound_view_is_the_view_that_never_went_further(at: int, agents: int
     fresh = View(None)
     history.apply_to(fresh, at)
     assert dump(view, history) == dump(fresh, history)
-    for agent, record_id in view.cold():
+    for agent, record_id, _ in view.cold():
         view.admit(agent, record_id, history.bodies[agent, record_id])
     for summary in view.agents():
         for kind in ("checkpoint", "note"):
@@ -263,7 +263,7 @@ def test_after_a_rewind_a_cold_state_is_never_taken_for_no_state() -> None:
     assert view.latest_record("agent-0").id == "e1s2"  # type: ignore[union-attr]
     with pytest.raises(Unavailable, match="not loaded yet"):
         view.latest("agent-0")
-    assert view.cold() == (("agent-0", "e1s2"),)
+    assert [found[:2] for found in view.cold()] == [("agent-0", "e1s2")]
 
 
 def test_a_delta_on_a_cold_base_asks_for_it_and_goes_in_once_it_is_lent() -> None:

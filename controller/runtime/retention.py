@@ -1,0 +1,292 @@
+"""Keeps a held stream bounded: carries live records forward, moves the base of each store, deletes what lies before it.
+
+One bounded step per tick. Nothing of it has to be remembered: a round that was interrupted (a crash, a promotion) is begun
+anew by whoever holds the stream then, from what the stores and the view say. In this order, each only after the one before:
+
+1. *carry*: live records that lie before the new base only (``stream/live.py``), and the bases of deltas that stay, are written
+   again, whole, through the writer. Meanwhile no delta is taken that stands on what lies before the new base.
+2. *move*: in each store that has committed all of that, one conditional update under the fence moves the base.
+3. *forget*: the view lets go of what lies before the home store's base.
+4. *delete*: objects before a store's base, salvage excepted, in batches. They are found by listing, so that what a crash
+   left behind is found again.
+
+A live record that cannot be read stops the round before anything moves: it is named, and nothing is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from controller.domain import retention
+from controller.domain.model import Baseline, Frame, Record
+from controller.errors import Corrupt, DrError, NotFound, Unavailable
+from controller.ports import Clock, RegionStore
+from controller.stream.batcher import Entry
+from controller.stream.keeping import Keeping, Old
+from controller.stream.limits import ORIGIN
+from controller.stream.reader import read_many
+from controller.stream.segment import frame
+from controller.stream.view import View
+from controller.stream.writer import StreamWriter
+
+AGENTS = 200
+"""Agents that one step looks at."""
+SEGMENTS = 5000
+"""Segments whose deltas one step looks at."""
+CARRY_RECORDS = 200
+CARRY_BYTES = 4 * 2**20
+"""What one step carries forward: about as much as one segment holds."""
+LOOK_SECONDS = 10.0
+"""Pause before it is asked again whether a round is due, when none was."""
+LISTED = 1000
+FORGET_RECORDS = 5000
+ROUNDS = 8
+"""Rounds in one retention time: so much longer than asked for is kept, at most an eighth."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """``retention_seconds``: how far back any point in time can be restored."""
+
+    retention_seconds: float
+
+    @property
+    def round_seconds(self) -> float:
+        """Time between the beginnings of two rounds."""
+        return self.retention_seconds / ROUNDS
+
+
+@dataclass(slots=True)
+class _Round:
+    """A new base under way. ``closed`` and ``taken``: the last segment and the records on their way when it was announced;
+    later deltas do not stand on what lies before it."""
+
+    base: int
+    chain: str
+    taken: tuple[Entry, ...]
+    closed: int
+    agent: int = 0
+    """The last agent that was looked at."""
+    agents_done: bool = False
+    segment: int = 0
+    todo: list[Old] = field(default_factory=list)
+    carried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """A base that stores may take over once they have committed everything up to ``sealed``."""
+
+    base: int
+    chain: str
+    sealed: int
+
+
+class Retention:
+    """One held stream's. ``step`` is called at the holder's pace and raises what its ports raise; the next one goes on."""
+
+    def __init__(
+        self,
+        *,
+        writer: StreamWriter,
+        view: View,
+        stores: Mapping[str, RegionStore],
+        home: str,
+        clock: Clock,
+        policy: RetentionPolicy,
+    ) -> None:
+        self._writer = writer
+        self._fence = writer.fence
+        self._stream = writer.fence.stream
+        self._view = view
+        self._keeping = Keeping(view, self._stream)
+        self._stores = stores
+        self._home = home
+        self._clock = clock
+        self._policy = policy
+        self._round: _Round | None = None
+        self._next_round = float("-inf")
+        _, head = writer.home_copy()
+        self._goal = _Goal(head.base, head.base_chain, writer.starts[-1].first_seq)
+        self._carried = head.base
+        """The base for which everything was carried forward: by whoever moved the home store's, or by us since."""
+        self._swept: dict[str, int] = {}
+        """Store → the base before which nothing is left."""
+        self._cursor: dict[str, int] = {}
+        self.lost: tuple[str, ...] = ()
+        """Live records that this copy could not carry because what they stand on was gone before."""
+
+    async def step(self) -> str | None:
+        """One bounded piece of work. Returns a sentence when it did something worth telling. Raises DrError."""
+        for work in (self._move, self._forget, self._delete, self._carry_on, self._begin):
+            said = await work()
+            if said is not None:
+                return said or None
+        return None
+
+    # ------------------------------------------------------------------------------------------------------ a round
+
+    async def _begin(self) -> str | None:
+        now = self._clock.monotonic()
+        if self._round is not None or self._writer.frozen:
+            return None
+        base = self._ahead()
+        if base is None and now >= self._next_round:
+            base = self._due()
+            self._next_round = now + (self._policy.round_seconds if base is not None else LOOK_SECONDS)
+        chain = None if base is None else self._view.chain_at(self._stream, base - 1)
+        if base is None or chain is None:
+            return None
+        self._round = _Round(base, chain, self._writer.keep_from(base), self._writer.seq, segment=base - 1)
+        return f"carrying live records forward, out of the segments before {base}"
+
+    def _ahead(self) -> int | None:
+        """A store's base that an earlier holder moved further than the home store's: deltas that we took since may stand on
+        what that store let go of, so the round is made good at once."""
+        base = max(place.base for place in self._writer.places() if place.attached or place.region == self._home)
+        return base if base > self._carried and base <= self._view.position(self._stream)[0] + 1 else None
+
+    def _due(self) -> int | None:
+        young = self._keeping.first_after(self._writer.now() - self._policy.retention_seconds)
+        end = self._view.position(self._stream)[0] + 1
+        base = retention.next_base(end if young is None else young, self._writer.places())
+        return base if base is not None and base > self._carried else None
+
+    async def _carry_on(self) -> str | None:
+        """Looks at one page, or carries one batch. "" = busy, nothing to tell."""
+        round_ = self._round
+        if round_ is None:
+            return None
+        if round_.todo:
+            await self._carry(round_)
+            return ""
+        if not round_.agents_done:
+            page = self._keeping.agents(round_.agent, AGENTS)
+            for number, name in page:
+                round_.todo += self._keeping.live_before(number, name, round_.base)
+                round_.agent = number
+            round_.agents_done = not page
+            return ""
+        if not all(entry.seq for entry in round_.taken):
+            return ""
+        if round_.segment < max([round_.closed, *(entry.seq for entry in round_.taken)]):
+            round_.todo, round_.segment = self._keeping.bases_before(round_.base, round_.segment, SEGMENTS)
+            return ""
+        self._goal = _Goal(round_.base, round_.chain, self._writer.seq)
+        self._carried = round_.base
+        self._round = None
+        return f"{round_.carried} live records were carried forward; the base may move to {round_.base}"
+
+    async def _carry(self, round_: _Round) -> None:
+        """The next batch. What is done leaves the list only when it is acknowledged."""
+        batch = list(_batch(round_.todo))
+        store = self._stores[self._home]
+        answers = await read_many(self._view, store, [(old.record.agent, old.record.id) for old in batch])
+        frames: list[Frame] = []
+        for old in batch:
+            answer = answers[old.record.agent, old.record.id]
+            if isinstance(answer, DrError):
+                self._cannot_carry(old.record, answer)
+                continue
+            frames.append(_again(old, answer[1]))
+        if frames:
+            await self._writer.carry(frames)
+        del round_.todo[: len(batch)]
+        round_.carried += len(frames)
+
+    def _cannot_carry(self, record: Record, error: DrError) -> None:
+        """What stands on something that an earlier base let go of is lost already, and said so. Anything else stops here."""
+        if isinstance(error, NotFound) and self._view.link(record.agent, record.id) is not None and self._is_lost(record):
+            self.lost = (*self.lost, f"{record.agent}/{record.id}")[-20:]
+            return
+        if isinstance(error, Unavailable):
+            raise error
+        raise Corrupt(
+            f"live record {record.id!a} of agent {record.agent!a} cannot be carried forward: {error.message}",
+            hint=f"nothing is deleted until it can be read: drctl verify {self._home}",
+        ) from error
+
+    def _is_lost(self, record: Record) -> bool:
+        """Whether the chain of deltas leads out of this copy."""
+        wanted: str | None = record.id
+        for _ in range(100):
+            if wanted is None:
+                return False
+            link = self._view.link(record.agent, wanted)
+            if link is None:
+                return self._view.begins_late(record.agent, record.id)
+            wanted = link.base
+        return False
+
+    # ------------------------------------------------------------------------------------------------ base, deletion
+
+    async def _move(self) -> str | None:
+        goal = self._goal
+        for region in retention.may_move(goal.base, goal.sealed, self._writer.places()):
+            await self._set_base(region, goal)
+            return f"the base of {region} is {goal.base} now"
+        return None
+
+    async def _set_base(self, region: str, goal: _Goal) -> None:
+        store = self._stores[region]
+        head = await store.read_head(self._stream)
+        ours = self._writer.chain_at(head.seq)
+        if ours is not None and ours != head.chain:
+            raise Corrupt(
+                f"the store of {region} holds another history than ours at segment {head.seq}", hint=f"drctl verify {region}"
+            )
+        kept = tuple(found for found in head.snapshots if found.seq >= goal.base - 1)
+        self._writer.moved_base(region, await store.set_base(self._fence, head, Baseline(goal.base, goal.chain, kept)))
+
+    async def _forget(self) -> str | None:
+        _, head = self._writer.home_copy()
+        position, _ = self._view.position(self._stream)
+        if head.base - 1 <= self._view.floor(self._stream)[0] or position < self._goal.sealed or head.base > self._carried:
+            return None
+        self._view.forget(self._stream, head.base, head.base_chain, FORGET_RECORDS)
+        return ""
+
+    async def _delete(self) -> str | None:
+        """One listing and one deletion in the first store that has something to look at."""
+        for place in self._writer.places():
+            if not place.attached or place.base <= self._swept.get(place.region, 1):
+                continue
+            return await self._sweep(place)
+        return None
+
+    async def _sweep(self, place: retention.StorePlace) -> str:
+        store = self._stores[place.region]
+        begin = self._cursor.get(place.region, 1)
+        refs = await store.list_segments(self._stream, begin, LISTED)
+        head = await store.read_head(self._stream)
+        gone = retention.deletable(head, refs)
+        if gone:
+            await store.delete_segments(self._fence, gone)
+        if len(refs) < LISTED or refs[-1].seq >= head.base:
+            self._swept[place.region] = place.base
+            self._cursor.pop(place.region, None)
+        else:
+            self._cursor[place.region] = refs[-1].seq
+        return f"{len(gone)} segments before {head.base} were deleted in {place.region}" if gone else ""
+
+
+def _batch(todo: Sequence[Old]) -> Iterator[Old]:
+    """What one step carries: never nothing."""
+    size = 0
+    for number, old in enumerate(todo):
+        size += old.record.size
+        if number and (number >= CARRY_RECORDS or size > CARRY_BYTES):
+            return
+        yield old
+
+
+def _again(old: Old, body: bytes) -> Frame:
+    """The record as it was, whole, with its place of origin."""
+    record = old.record
+    made = frame(record.agent, record.id, record.kind, body)
+    if made.record.sha256 != record.sha256:
+        raise Corrupt(
+            f"record {record.id!a} of agent {record.agent!a}: the body does not have its hash", hint="drctl verify REGION"
+        )
+    return replace(made, record=replace(record, meta={**record.meta, ORIGIN: old.origin}))
