@@ -3,6 +3,7 @@
     model         the values that everything else speaks in
     lease         how long a holder may act, and what a heartbeat proves
     replication   fences, forks, choice of the history, realignment
+    retention     how far a base may move and what may be deleted then
     lag           lag, exposure, loss, protection
     promotion     the state machine of a plan, as one table
     plan          the frozen document that people approve, its canonical form and digest

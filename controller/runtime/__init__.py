@@ -5,6 +5,7 @@
     opening       fence, hold, choose, bring home, fork: how an epoch opens
     plans         plans, approvals, journal in etcd; takeover: check, quiesce, authorize; promotion: verify … report
     evidence      what a plan is decided on; watch: incidents and proposals; reporter: lag, canary, stand-in
+    retention     keeps a held stream bounded: carries forward, moves bases, deletes
     documents     every etcd key and its document; audit: the hash chain; bootstrap: founds a group
     api           HTTP; service: what the API needs of a controller; status, metrics: what is shown
     wiring        settings to adapters; daemon: `drctl serve`; recovery: etcd's records read back from the stores

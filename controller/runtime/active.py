@@ -20,6 +20,7 @@ from controller.runtime.opening import Opened, Opening, Parts
 from controller.runtime.plans import PlanBook
 from controller.runtime.promotion import Promotion, PromotionPolicy
 from controller.runtime.reporter import Reporter, ReportPolicy, own_agent
+from controller.runtime.retention import Retention, RetentionPolicy
 from controller.runtime.tenure import Tenure
 from controller.runtime.watch import Watch
 from controller.settings import Settings
@@ -32,6 +33,8 @@ DRAIN_POLL_SECONDS = 0.1
 RETRY_SECONDS = 0.5
 LASTING_RETRY_SECONDS = 5.0
 """Pause after an error that waiting alone does not mend: somebody has to do something first."""
+RETENTION_STEPS = 10
+"""Steps of retention in one tick, as long as they have nothing to tell."""
 OPENING_AGENT = "opening"
 
 
@@ -79,6 +82,7 @@ class Active:
         self.serving = False
         self.writer: StreamWriter | None = None
         self._reporter: Reporter | None = None
+        self._retention: Retention | None = None
         self.last_report: StreamReport | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -240,6 +244,14 @@ class Active:
                 stream.follow_seconds,
             ),
             settings.region,
+        )
+        self._retention = Retention(
+            writer=writer,
+            view=shell.view,
+            stores=ports.stores,
+            home=settings.region,
+            clock=ports.clock,
+            policy=RetentionPolicy(stream.retention_seconds),
         )
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
         unfinished = await self._unfinished() is not None
@@ -423,6 +435,16 @@ class Active:
         most when the home store is silent. Raises Unavailable."""
         if self._reporter is not None and not self._draining:
             await self._reporter.canary()
+
+    async def keep(self) -> str | None:
+        """Some bounded steps of retention. Raises what stopped one of them."""
+        if self._retention is None or self._draining:
+            return None
+        for _ in range(RETENTION_STEPS):
+            said = await self._retention.step()
+            if said is None or said:
+                return said
+        return None
 
     async def tend(self) -> str | None:
         """One round of looking after the fleet. It writes assignments and waits for them, and for the pager: a loop of its

@@ -12,6 +12,7 @@ a controller that limps on.
     stores    reads every store's head, so that people see what is unknown and since when
     report    the holder publishes lag and exposure, and lets another store stand in for a silent home store
     canary    the holder writes canaries
+    retention the holder carries live records forward, moves bases and deletes what lies before them
     tend      the holder re-assigns agents of failed hosts
     plans     runs approved plans of this region up to ``authorize``; sweeps expired ones
     watch     a standby notices that nobody holds the group, tells people and proposes a plan
@@ -190,6 +191,7 @@ class Controller(Desk):
             group.create_task(self._loop("follow", settings.stream.follow_seconds, self._follow), name="follow")
             group.create_task(self._loop("report", settings.rpo.report_seconds, self._report), name="report")
             group.create_task(self._loop("canary", settings.rpo.report_seconds, self._canary), name="canary")
+            group.create_task(self._loop("retention", settings.rpo.report_seconds, self._keep_bounded), name="retention")
             group.create_task(self._loop("tend", settings.rpo.report_seconds, self._tend), name="tend")
             group.create_task(self._loop("stores", settings.rpo.report_seconds, self._look_at_stores), name="stores")
             group.create_task(self._loop("plans", settings.etcd.tick_seconds, self._plans), name="plans")
@@ -443,6 +445,10 @@ class Controller(Desk):
     async def _canary(self) -> str | None:
         await _each(lambda active: active.canary(), self._in_service())
         return None
+
+    async def _keep_bounded(self) -> str | None:
+        said = await _each(lambda active: active.keep(), self._in_service())
+        return "; ".join(sentence for sentence in said if sentence) or None
 
     async def _tend(self) -> str | None:
         lead = self._lead

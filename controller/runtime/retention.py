@@ -118,11 +118,12 @@ class Retention:
         """Live records that this copy could not carry because what they stand on was gone before."""
 
     async def step(self) -> str | None:
-        """One bounded piece of work. Returns a sentence when it did something worth telling. Raises DrError."""
+        """One bounded piece of work. Returns a sentence, "" when there is nothing to tell of it, None when there was nothing to
+        do. Raises DrError."""
         for work in (self._move, self._forget, self._delete, self._carry_on, self._begin):
             said = await work()
             if said is not None:
-                return said or None
+                return said
         return None
 
     # ------------------------------------------------------------------------------------------------------ a round

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, mo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from controller.settings import values
-from controller.settings.values import Count, CountOrZero, Rate, Seconds, SecondsOrZero, WholeSeconds
+from controller.settings.values import Count, CountOrZero, LongSeconds, Rate, Seconds, SecondsOrZero, WholeSeconds
 
 ENV_PREFIX = "DR_"
 MIB = 1024 * 1024
@@ -81,6 +81,9 @@ class StreamSettings(Section):
     pipeline_depth: Count = Field(8, le=1024, description="segments on their way to one region at a time")
     brownout_seconds: Seconds = Field(5.0, description="a home store that fails for this long counts as browned out")
     ack_timeout_seconds: Seconds = Field(10.0, description="a write that cannot reach its copies in this time fails")
+    retention_seconds: LongSeconds = Field(
+        7 * 86400, description="any point in time can be restored so far back; newest states are kept for ever"
+    )
 
 
 class RpoSettings(Section):

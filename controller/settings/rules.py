@@ -16,6 +16,9 @@ from controller.settings import tls
 from controller.settings.model import Settings
 from controller.settings.values import Problem, is_loopback, nearest, shown
 
+LEAST_RETENTION_SECONDS = 300.0
+RETENTION_RPOS = 20
+
 
 def problems(settings: Settings, now: datetime) -> Iterator[Problem]:
     """Every broken rule that concerns more than one value, or a file. ``now``: for certificates."""
@@ -105,6 +108,13 @@ def _stream_rules(settings: Settings) -> Iterator[Problem]:
     if stream.ack_timeout_seconds <= stream.flush_seconds:
         rule = f"must be more than stream.flush_seconds ({stream.flush_seconds:g})"
         yield Problem(("stream.ack_timeout_seconds", "stream.flush_seconds"), f"{stream.ack_timeout_seconds:g}", rule)
+    least = max(LEAST_RETENTION_SECONDS, RETENTION_RPOS * rpo.seconds)
+    if stream.retention_seconds < least:
+        rule = (
+            f"must be at least {least:g}: a store that is away for so long is seeded anew, and a poisoned checkpoint has to be "
+            f"noticed within it (at least {LEAST_RETENTION_SECONDS:g} s and {RETENTION_RPOS} times rpo.seconds)"
+        )
+        yield Problem(("stream.retention_seconds", "rpo.seconds"), f"{stream.retention_seconds:g}", rule, "7 days is usual")
     for field, size in (("segment_max_bytes", stream.segment_max_bytes), ("body_max_bytes", stream.body_max_bytes)):
         if size > stream.queue_max_bytes:
             rule = f"must be at most stream.queue_max_bytes ({stream.queue_max_bytes}): it could never wait there"

@@ -82,6 +82,8 @@ def _plain_number(value: Any) -> Any:
 
 Seconds = Annotated[float, BeforeValidator(_plain_number), Field(gt=0, le=86_400, allow_inf_nan=False)]
 """More than 0, at most a day, finite."""
+LongSeconds = Annotated[float, BeforeValidator(_plain_number), Field(gt=0, le=3_650 * 86_400, allow_inf_nan=False)]
+"""More than 0, at most ten years, finite."""
 SecondsOrZero = Annotated[float, BeforeValidator(_plain_number), Field(ge=0, le=86_400, allow_inf_nan=False)]
 WholeSeconds = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=86_400)]
 Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=1)]

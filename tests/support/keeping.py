@@ -10,7 +10,7 @@ from typing import Any
 from controller.adapters.memory.gate import FaultGate
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
 from controller.domain import replication
-from controller.domain.model import EpochStart, Fence, Frame, Head, SegmentRef
+from controller.domain.model import EpochStart, Fence, Head, SegmentRef
 from controller.errors import DrError, Unavailable
 from controller.lab.virtual_time import VirtualClock
 from controller.runtime.retention import Retention, RetentionPolicy
@@ -245,7 +245,3 @@ class World:
                     _, body = await read_record(view, store, summary.agent, record.id)
                     assert body == self.bodies[summary.agent, record.id]
         return view
-
-
-def written(frames: list[Frame]) -> list[str]:
-    return [made.record.id for made in frames]

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from controller.adapters.memory.region_store import MemoryStore
 from controller.domain.model import Salvage, SegmentRef
 from controller.lab.virtual_time import run_virtual
 from controller.stream.limits import ORIGIN
@@ -311,9 +310,6 @@ def test_a_holder_that_dies_at_any_call_of_a_round_loses_nothing_and_the_next_on
     assert not wrong, "\n".join(wrong)
 
 
-# --------------------------------------------------------------------------------------------------------------- mutants
-
-
 def test_frames_are_carried_whole_and_say_where_they_stood() -> None:
     async def story() -> None:
         world = World()
@@ -331,12 +327,3 @@ def test_frames_are_carried_whole_and_say_where_they_stood() -> None:
         assert once.record.meta[ORIGIN] == f"{place[1]}.0"
 
     run_virtual(story(), limit_seconds=100_000)
-
-
-class Keeper(MemoryStore):
-    """Deletes what it is told to, without looking at base and salvage."""
-
-    def delete(self, fence, refs):  # type: ignore[no-untyped-def]
-        for ref in refs:
-            if ref in self.objects:
-                self.drop(ref)
