@@ -40,11 +40,29 @@ class DrError(Exception):
 
 
 class Unavailable(DrError):
-    """Something did not answer in time, or said that it cannot now. Waiting or another endpoint may help."""
+    """Something did not answer in time, or said that it cannot now. Waiting or another endpoint may help.
+
+    ``retry_after_seconds``: how long to wait before asking again, where it is known; 0: it is not.
+    """
 
     code = "unavailable"
     exit_code = 3
     http_status = 503
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_seconds = retry_after_seconds
+
+    def to_dict(self) -> dict[str, object]:
+        told = DrError.to_dict(self)
+        return {**told, "retry_after_seconds": self.retry_after_seconds} if self.retry_after_seconds else told
+
+
+class Throttled(Unavailable):
+    """More came than a limit allows. Nothing of it was taken; after ``retry_after_seconds`` the same may be sent again."""
+
+    code = "throttled"
+    http_status = 429
 
 
 class OutcomeUnknown(Unavailable):

@@ -31,7 +31,7 @@ from controller.agent.rights import BootClock, Clock, Right
 from controller.agent.spool import Letter, Spool
 from controller.agent.turns import Turns
 from controller.domain.model import Ack, Beat, BeatAnswer, Frame, Kind, Record
-from controller.errors import Corrupt, DrError, FenceLost, NotActive, NotFound, OutcomeUnknown, Refused, Unavailable
+from controller.errors import Corrupt, DrError, FenceLost, NotActive, NotFound, OutcomeUnknown, Refused, Throttled, Unavailable
 from controller.stream.delta import frame
 from controller.stream.segment import encode_frames
 
@@ -436,6 +436,8 @@ class AsyncCheckpoints:
                 last = error
             pause = self._random.uniform(0.0, min(BACKOFF_MAX_SECONDS, BACKOFF_SECONDS * 2.0 ** min(tries, 10)))
             tries += 1
+            if isinstance(last, Unavailable) and last.retry_after_seconds:  # told how long: that, and not all at once
+                pause += last.retry_after_seconds
             await self._clock.sleep(min(pause, max(0.0, deadline - loop.time())))
         if isinstance(last, StaleEpoch):
             raise last
@@ -484,6 +486,8 @@ class AsyncCheckpoints:
         if isinstance(error, NotActive):
             if self._endpoints.not_active(endpoint, error.active):
                 error.hint = _ASK_AGAIN
+        elif isinstance(error, Throttled) or (isinstance(error, Unavailable) and error.retry_after_seconds):
+            pass  # the controller is well, and says when it will take more
         elif isinstance(error, (Unavailable, FenceLost)) and not isinstance(error, Fenced):
             self._endpoints.failed(endpoint)
         raise error

@@ -7,6 +7,7 @@ taken; ``OutcomeUnknown`` says that nobody knows; everything that cannot be unde
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -26,6 +27,7 @@ from controller.errors import (
     NotFound,
     OutcomeUnknown,
     Refused,
+    Throttled,
     Unavailable,
 )
 
@@ -33,7 +35,8 @@ STALE_ATTEMPT = "stale_attempt"
 UNKNOWN_BASE = "unknown_base"
 
 _CLASSES: dict[str, type[DrError]] = {
-    kind.code: kind for kind in (Unavailable, OutcomeUnknown, FenceLost, Refused, NotFound, Conflict, Misconfigured, Corrupt)
+    kind.code: kind
+    for kind in (Unavailable, Throttled, OutcomeUnknown, FenceLost, Refused, NotFound, Conflict, Misconfigured, Corrupt)
 } | {"approval_required": ApprovalRequired, STALE_ATTEMPT: Fenced, Fenced.code: Fenced, UNKNOWN_BASE: Refused}
 
 _INGEST = msgspec.json.Decoder(IngestAnswer)
@@ -56,12 +59,19 @@ def error_from(document: object, status: int = 0) -> DrError:
         no = 400 <= status < 500 or known.get("exit_code") == Refused.exit_code
         kind = Unavailable if status == 429 else Refused if no else OutcomeUnknown
     error = kind(message, hint=hint)
+    if isinstance(error, Unavailable):
+        error.retry_after_seconds = _seconds(known.get("retry_after_seconds"))
     if isinstance(error, FenceLost):
         epoch = known.get("epoch")
         error.epoch = epoch if isinstance(epoch, int) else None
     if kind is Refused and isinstance(code, str):
         error.code = code
     return error
+
+
+def _seconds(told: object) -> float:
+    """What a controller asked to wait, at most a minute; 0 for everything that is no such number."""
+    return min(60.0, max(0.0, float(told))) if isinstance(told, (int, float)) and math.isfinite(told) else 0.0
 
 
 def error_answer(status: int, body: bytes) -> DrError:

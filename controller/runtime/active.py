@@ -16,6 +16,7 @@ from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refu
 from controller.ports import Clock, Compare, Coordinator, Identity, Page, Pager, Put, RegionStore, Resolver, Traffic
 from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.fleet import RIGHT_MARGIN_SECONDS, FleetManager, check_kind
+from controller.runtime.ingest_gate import IngestGate, IngestLimits
 from controller.runtime.opening import Opened, Opening, Parts
 from controller.runtime.plans import PlanBook
 from controller.runtime.promotion import Promotion, PromotionPolicy
@@ -81,6 +82,7 @@ class Active:
         self.crashed: BaseException | None = None
         self.serving = False
         self.writer: StreamWriter | None = None
+        self._gate = IngestGate(_ingest_limits(shell.settings), shell.ports.clock)
         self._reporter: Reporter | None = None
         self._retention: Retention | None = None
         self.last_report: StreamReport | None = None
@@ -345,11 +347,12 @@ class Active:
     async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
         """Agents' records. One with a stale attempt or a reserved kind fails alone, the others go on."""
         refused: dict[int, Ack] = {}
+        late = self._gate.check(frames)
         for number, one in enumerate(frames):
-            problem = self._problem(one.record)
+            problem = late.get(number) or self._problem(one.record)
             if problem is not None:
                 refused[number] = Ack(one.record.agent, one.record.id, "failed", error=problem.to_dict())
-        accepted = [one for number, one in enumerate(frames) if number not in refused]
+        accepted = [one for number, one in enumerate(frames) if number not in refused] if refused else frames
         answered = iter(await self.submit(accepted) if accepted else ())
         acks = tuple(refused[number] if number in refused else next(answered) for number in range(len(frames)))
         remaining = self.tenure.remaining_seconds()
@@ -545,3 +548,16 @@ class Active:
             except Unavailable as error:
                 self._shell.tell("drain", error.message, error=error.code)
             await self._shell.ports.clock.sleep(RETRY_SECONDS)
+
+
+def _ingest_limits(settings: Settings) -> IngestLimits:
+    ingest = settings.ingest
+    return IngestLimits(
+        ingest.request_max_records,
+        settings.stream.body_max_bytes,
+        ingest.burst_seconds,
+        ingest.records_per_second,
+        ingest.bytes_per_second,
+        ingest.agent_records_per_second,
+        ingest.agent_bytes_per_second,
+    )

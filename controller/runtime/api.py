@@ -7,7 +7,6 @@ Names in paths (agents, hosts, plans, ids) are percent-encoded, ``/`` too: routi
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from starlette.exceptions import HTTPException
 from controller import __version__
 from controller.domain.model import Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
-from controller.errors import Corrupt, DrError, NotActive, Refused
+from controller.errors import DrError, NotActive, Refused
 from controller.ports import Clock
 from controller.runtime.api_archive import archive_routes
 from controller.runtime.api_documents import (
@@ -33,6 +32,7 @@ from controller.runtime.api_documents import (
     TaskIn,
 )
 from controller.runtime.api_door import (
+    JSON,
     NO_STORE,
     BadRequest,
     Door,
@@ -46,6 +46,7 @@ from controller.runtime.api_door import (
 )
 from controller.runtime.api_door import adapter as _adapter
 from controller.runtime.api_door import answer as _answer
+from controller.runtime.api_records import IN_FLIGHT_MAX_BYTES, OCTETS, RecordsFront, answer_records
 from controller.runtime.service import (
     AgentSeen,
     ApprovalRequest,
@@ -60,15 +61,9 @@ from controller.runtime.service import (
 from controller.runtime.status_page import render_status_page
 from controller.runtime.wording import visible
 from controller.stream.limits import DEFAULT_LIMITS
-from controller.stream.segment import decode_frames
 
 MAX_HEADER_BYTES = 32 * 1024
 """HTTP clients refuse answers with more than about 64 KiB of headers; a record's meta may be larger."""
-INLINE_DECODE_BYTES = 1024 * 1024
-"""Larger batches are decoded in a thread: nothing may block the loop that renews the lease."""
-
-OCTETS = "application/octet-stream"
-
 
 AgentName = Annotated[str, Depends(agent_name)]
 HostName = Annotated[str, Depends(host_name)]
@@ -125,20 +120,9 @@ def _agent_routes(service: ControllerService) -> APIRouter:
 
     @router.post("/records", response_model=IngestAnswer, openapi_extra=_INGEST_BODY, summary="Put records")
     async def put_records(request: Request) -> Response:
-        if request.headers.get("content-type", "").split(";")[0].strip().lower() != OCTETS:
-            raise BadRequest(f"the body must be {OCTETS}", hint="send what encode_frames made")
-        data = await request.body()
-        try:
-            if len(data) <= INLINE_DECODE_BYTES:
-                frames = decode_frames(data)
-            else:
-                frames = await asyncio.to_thread(decode_frames, data)
-        except Corrupt as error:
-            # The sender's bytes are wrong, not ours: 400, so that nobody retries them elsewhere.
-            return error_response(error, 400)
-        if not frames:
-            raise BadRequest("the batch holds no record", hint="send at least one record")
-        return _answer(IngestAnswer, await service.ingest(frames))
+        """Answered in front of the framework (``api_records``); here for the API document, and the same."""
+        document = await answer_records(service, request.headers.get("content-type", ""), await request.body())
+        return Response(document, 200, NO_STORE, JSON)
 
     @router.get("/agents", response_model=tuple[AgentSeen, ...], summary="Agents in this region's copy")
     async def agents() -> Response:
@@ -327,7 +311,7 @@ async def _on_bug(_request: Request, _error_seen: Exception) -> Response:
     )
 
 
-def create_app(service: ControllerService, *, clock: Clock) -> FastAPI:
+def create_app(service: ControllerService, *, clock: Clock, in_flight_max_bytes: int = IN_FLIGHT_MAX_BYTES) -> FastAPI:
     """The application for one controller. ``clock`` tells the status page the time."""
     app = FastAPI(
         title="agent-dr controller",
@@ -338,6 +322,7 @@ def create_app(service: ControllerService, *, clock: Clock) -> FastAPI:
         responses={"default": {"model": ErrorDocument, "description": "an error with a hint"}},
     )
     app.add_middleware(Door)
+    app.add_middleware(RecordsFront, service=service, in_flight_max_bytes=in_flight_max_bytes)
     app.add_exception_handler(DrError, _on_dr_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

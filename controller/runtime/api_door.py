@@ -6,6 +6,7 @@ Routing happens on the path as it was sent, before it is decoded, so that ``%2F`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import cache
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controller.errors import DrError, Refused
+from controller.errors import DrError, Refused, Unavailable
 from controller.runtime.api_documents import check_name
 from controller.stream.limits import DEFAULT_LIMITS
 
@@ -55,7 +56,9 @@ def answer(kind: Any, value: object, status: int = 200) -> Response:
 
 def error_response(error: DrError, status: int | None = None) -> Response:
     body = json.dumps({"error": error.to_dict()}).encode()
-    headers = {**NO_STORE, "Retry-After": "1"} if error.http_status == 503 else NO_STORE
+    headers = dict(NO_STORE)
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
     return Response(body, status or error.http_status, headers, JSON)
 
 
@@ -75,7 +78,7 @@ class Door:
         limit = self._limit(scope["path"])
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not declared.isdigit() or int(declared) > limit:
-            await error_response(_too_large(limit))(scope, receive, send)
+            await error_response(too_large(limit))(scope, receive, send)
             return
         await self._app(scope, self._counting(receive, limit), send)
 
@@ -101,7 +104,8 @@ class Door:
         return counted
 
 
-def _too_large(limit: int) -> TooLarge:
+def too_large(limit: int) -> TooLarge:
+    """A request body that is refused before it is read whole."""
     return TooLarge(f"the request body is larger than {limit:,} bytes", hint="send less in one request")
 
 

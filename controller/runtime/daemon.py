@@ -109,7 +109,7 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
 
         view = settings.state_dir / f"view-{settings.region}-{settings.instance}.sqlite"
         controller = Controller(settings, ports, view, say)
-        app = create_app(controller, clock=clock)
+        app = create_app(controller, clock=clock, in_flight_max_bytes=settings.ingest.in_flight_max_bytes)
         server = _Server(
             uvicorn.Config(
                 app,
@@ -120,6 +120,7 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
                 loop="none",
                 http="httptools",
                 lifespan="off",
+                proxy_headers=False,
                 timeout_graceful_shutdown=API_STOP_SECONDS,
             )
         )

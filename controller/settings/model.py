@@ -86,11 +86,27 @@ class StreamSettings(Section):
     )
 
 
+class IngestSettings(Section):
+    """What agents may send to one holder, and how fast. Rates are per second and stream; 0 = no limit."""
+
+    request_max_records: Count = Field(65_535, le=65_535, description="records of one request")
+    in_flight_max_bytes: Count = Field(
+        256 * MIB, description="request bodies that are being received or answered, in bytes; more wait outside"
+    )
+    records_per_second: values.RateOrZero = Field(0.0, description="records of all agents")
+    bytes_per_second: values.RateOrZero = Field(0.0, description="payload bytes of all agents, as they travel")
+    agent_records_per_second: values.RateOrZero = Field(0.0, description="records of one agent")
+    agent_bytes_per_second: values.RateOrZero = Field(0.0, description="payload bytes of one agent, as they travel")
+    burst_seconds: Seconds = Field(2.0, le=3600, description="so many seconds' worth of a rate may come at once")
+
+
 class RpoSettings(Section):
     """How much may be lost."""
 
     seconds: Seconds = Field(5.0, description="recovery point objective: acknowledged work that the loss of a region may cost")
-    policy: Literal["alert", "enforce"] = Field("alert", description="at the objective: tell people, or also stop acknowledging until another region catches up")
+    policy: Literal["alert", "enforce"] = Field(
+        "alert", description="at the objective: tell people, or also stop acknowledging until another region catches up"
+    )
     settle_seconds: SecondsOrZero = Field(10.0, description="a region is protected after it kept the objective for this long")
     report_seconds: Seconds = Field(1.0, description="time between two reports of the holder to etcd")
 
@@ -205,6 +221,7 @@ class Settings(BaseSettings):
     etcd: EtcdSettings = Field(description="coordination")
     regions: dict[values.RegionName, RegionSettings] = Field(min_length=2, max_length=16, description="every region, by name")
     stream: StreamSettings = Field(default_factory=StreamSettings, description="replication")
+    ingest: IngestSettings = Field(default_factory=IngestSettings, description="what agents may send")
     rpo: RpoSettings = Field(default_factory=RpoSettings, description="loss")
     promotion: PromotionSettings = Field(default_factory=PromotionSettings, description="moving")
     traffic: TrafficSettings = Field(description="Route 53")

@@ -89,6 +89,7 @@ WholeSeconds = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=86_
 Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=1)]
 CountOrZero = Annotated[int, BeforeValidator(_plain_number), Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_plain_number), Field(gt=0, allow_inf_nan=False)]
+RateOrZero = Annotated[float, BeforeValidator(_plain_number), Field(ge=0, allow_inf_nan=False)]
 
 
 def _weight(value: int) -> int:

@@ -249,13 +249,15 @@ class StreamWriter:
         if self._queue.bytes + size > bound:
             full = full or f"{self._queue.bytes} bytes wait for a segment and the bound is {bound}"
         if full:
-            raise Unavailable(full, hint="slow down and send the same records again")
+            raise Unavailable(full, hint="slow down and send the same records again", retry_after_seconds=0.5)
 
     def _check_objective(self) -> None:
         why = self.objective.problem(self._seq)
         if why is not None:
             raise Unavailable(
-                f"not accepting records: {why}", hint="send the same records again; it goes on when another region catches up"
+                f"not accepting records: {why}",
+                hint="send the same records again; it goes on when another region catches up",
+                retry_after_seconds=1.0,
             )
 
     def _check_bodies(self, size: int) -> None:
