@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from controller.agent.endpoints import LEARNED_MAX, TRIP, Endpoints
 from controller.agent.memory import CHAIN, DeltaMemory
 from controller.agent.spool import OVERHEAD, Letter
 from controller.domain.model import Beat, Running
-from controller.errors import Conflict, Corrupt, Misconfigured, NotFound, OutcomeUnknown, Refused, Unavailable
+from controller.errors import Conflict, Corrupt, Misconfigured, NotFound, OutcomeUnknown, Refused, Throttled, Unavailable
 from controller.lab.virtual_time import VirtualClock, run_virtual
 from tests.support.agent_wire import Store, WireController, WireTransport
 
@@ -82,6 +83,29 @@ def test_a_hosts_right_is_extended_only_by_records_under_an_assignment() -> None
             assert client.right.remaining() == 0.0
             await client.put("mine", "1", b"body", attempt=1)
             assert client.right.remaining() == pytest.approx(5.0)
+
+    run_virtual(story())
+
+
+def test_a_client_that_is_told_when_to_come_again_waits_that_long_and_leaves_the_controller_in_favour() -> None:
+    async def story() -> None:
+        world = World()
+        calls: list[float] = []
+
+        def busy(_: WireController, moment: str) -> tuple[int, bytes] | None:
+            if moment == "before":
+                calls.append(world.clock.monotonic())
+                if len(calls) <= 4:  # more often than it takes to be left alone as broken
+                    told = Throttled("too fast", hint="wait", retry_after_seconds=1.25).to_dict()
+                    return 429, json.dumps({"error": told}).encode()
+            return None
+
+        world.a.fault = busy
+        async with world.client(A) as client:
+            assert (await client.put("agent", "1", b"body")).status == "acknowledged"
+        pauses = [after - before for before, after in zip(calls, calls[1:], strict=False)]
+        assert len(pauses) == 4
+        assert all(1.25 <= pause <= 2.25 for pause in pauses)
 
     run_virtual(story())
 

@@ -111,5 +111,5 @@ def test_bodies_and_numbers_of_records_have_bounds_of_their_own() -> None:
     refused = gate.check([*records("a"), *records("b", size=10)])
     assert list(refused) == [0]
     assert "stream.body_max_bytes is 5000" in str(refused[0])
-    with pytest.raises(Refused, match="ingest.request_max_records is 3"):
+    with pytest.raises(Refused, match="request_max_records is 3"):
         gate.check(records(*"abcd"))
