@@ -189,7 +189,52 @@ class RegionShelf(Protocol):
         ...
 
 
-class RegionStore(RegionShelf, Protocol):
+@dataclass(frozen=True, slots=True)
+class FoundObject:
+    """What lies under a key; nothing is verified. ``data`` None: nothing. ``tag`` names exactly this content."""
+
+    data: bytes | None
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundHead:
+    """A head item as it lies there. ``head`` None: it cannot be read, ``problem`` says why. ``exact`` is the adapter's own
+    copy, which a replacement must match attribute by attribute."""
+
+    head: Head | None
+    problem: str
+    exact: object
+
+
+class RegionMender(Protocol):
+    """Looks at damage and replaces it: used by people's commands only (``drctl verify``, ``drctl repair``). Part of every
+    ``RegionStore``.
+
+    Objects are immutable and named by what they are, so putting the *proven* bytes where damaged ones lie needs no fence: it
+    is the same in every epoch. The head is mutable, so its replacement needs one."""
+
+    async def inspect_object(self, ref: SegmentRef | SnapshotRef) -> FoundObject:
+        """Raises Unavailable."""
+        ...
+
+    async def mend_object(self, ref: SegmentRef | SnapshotRef, found: FoundObject, data: bytes) -> None:
+        """Replaces the object IF it still is what was ``found`` (``If-Match``, or ``If-None-Match`` where there was nothing).
+        Equal content that is there already is success. Raises Conflict, Unavailable, OutcomeUnknown."""
+        ...
+
+    async def inspect_head(self, stream: str) -> FoundHead:
+        """Strongly consistent. Raises Unavailable."""
+        ...
+
+    async def mend_head(self, fence: Fence, found: FoundHead, head: Head) -> Head:
+        """Replaces the head IF every attribute still is as ``found``; the new one carries the fence's epoch and writer. A head
+        that is already so is success. Raises FenceLost (a readable epoch there is greater), Conflict, Unavailable,
+        OutcomeUnknown."""
+        ...
+
+
+class RegionStore(RegionShelf, RegionMender, Protocol):
     """One region's passive replica: immutable segments and one conditional head per stream (S3 + DynamoDB)."""
 
     @property

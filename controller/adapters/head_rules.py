@@ -24,6 +24,7 @@ from controller.adapters.head_item import ITEM_GUARD_BYTES, ITEM_MAX_BYTES, head
 from controller.domain.model import Baseline, Commit, EpochStart, Fence, Head, Realignment, SegmentRef, SnapshotRef
 from controller.domain.retention import is_salvage
 from controller.errors import Conflict, FenceLost, Refused
+from controller.ports import FoundHead
 
 SEQ_MAX = 10**16 - 1
 """Greatest sequence number and epoch: keys are padded to 16 digits, and their order is the order of the numbers only up to
@@ -220,6 +221,29 @@ def other_content(key: str, region: str, there: str, ours: str) -> Conflict:
         f"object {key} in {region} exists with other content: sha256 {there[:12]}…, ours is {ours[:12]}…",
         hint="two writers share an epoch, or the object was replaced: stop, and compare both with the other regions",
     )
+
+
+def not_as_found(what: str, region: str) -> Conflict:
+    """For something that is to be mended and changed since it was looked at."""
+    return Conflict(f"{what} in {region} is not what was found there: it was changed meanwhile", hint=f"drctl verify {region}")
+
+
+def check_mend(fence: Fence, found: FoundHead, head: Head) -> None:
+    """Raises Refused for a head of another stream, FenceLost when the one that is there belongs to a newer epoch."""
+    check_fence(fence)
+    _same_stream("head.stream", head.stream, fence)
+    _check_chain("head.chain", head.chain)
+    _check_chain("head.base_chain", head.base_chain)
+    _check_starts("head.epochs", head.epochs, fence)
+    if not 1 <= head.base <= head.seq + 1 <= SEQ_MAX:
+        raise Refused(f"head has base {head.base} and seq {head.seq}", hint="1 <= base <= seq + 1 is needed")
+    if found.head is not None and found.head.epoch > fence.epoch:
+        raise FenceLost(f"head of {fence.stream} is at epoch {found.head.epoch}, ours is {fence.epoch}", epoch=found.head.epoch)
+
+
+def mended(head: Head, fence: Fence) -> Head:
+    """The head once it has been mended."""
+    return replace(head, epoch=fence.epoch, writer=fence.writer)
 
 
 def _same_stream(field: str, stream: str, fence: Fence) -> None:

@@ -38,6 +38,7 @@ from controller.adapters import head_item, head_rules
 from controller.adapters.aws_call import Call
 from controller.adapters.aws_errors import SDK_ERRORS, translate
 from controller.adapters.aws_wire import Wire
+from controller.adapters.region_mender import AwsMender
 from controller.adapters.region_shelf import AwsShelf
 from controller.domain.model import Commit, Fence, Head, Realignment, SegmentRef, SnapshotRef
 from controller.errors import Corrupt, NotFound, Refused, Unavailable
@@ -56,7 +57,7 @@ DIGEST_METADATA = "sha256"
 _SEGMENT_NAME = re.compile(r"(\d{16})-(\d{16})\.seg")
 
 
-class AwsRegionStore(AwsShelf):
+class AwsRegionStore(AwsShelf, AwsMender):
     """S3 and DynamoDB of one region. ``start()`` before use, ``close()`` after it (or ``async with``).
 
     Object key: ``{prefix}/{group}/{stream}/{seq}-{epoch}.seg``; head item: see ``head_item``. ``session`` may be shared

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from controller.domain.model import Kind
-from controller.runtime.api_door import agent_name, answer, named, record_id
-from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen
+from controller.runtime.api_documents import VerifyIn
+from controller.runtime.api_door import agent_name, answer, named, record_id, region_name
+from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen, Verification
 from controller.stream.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ AgentName = Annotated[str, Depends(agent_name)]
 RecordId = Annotated[str, Depends(record_id)]
 KindQuery = Annotated[str, Query(max_length=64, description="kind of record")]
 Time = Annotated[float, Query(ge=0, lt=1e12, allow_inf_nan=False, description="seconds since 1970")]
+RegionName = Annotated[str, Depends(region_name)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Name = Annotated[str, Query(max_length=300)]
 
@@ -67,5 +69,17 @@ def archive_routes(service: ControllerService) -> APIRouter:
     ) -> Response:
         names = tuple(named(name, "agent", DEFAULT_LIMITS.agent_chars) for name in agent)
         return answer(AsOf, service.archive.as_of(at, _kind(kind), names, after, limit))
+
+    @router.post("/verifications/{region}", response_model=Verification, summary="Verify a region's store, or go on with it")
+    async def verify(region: RegionName, given: VerifyIn) -> Response:
+        return answer(Verification, await service.verifier.start(region, restart=given.restart))
+
+    @router.get("/verifications/{region}", response_model=Verification, summary="How far it is, and what was found")
+    async def verification(region: RegionName) -> Response:
+        return answer(Verification, await service.verifier.state(region))
+
+    @router.post("/verifications/{region}/stop", response_model=Verification, summary="Interrupt it; it can go on later")
+    async def stop(region: RegionName) -> Response:
+        return answer(Verification, await service.verifier.stop(region))
 
     return router

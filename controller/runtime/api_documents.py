@@ -100,6 +100,12 @@ class AbortIn(Input):
     reason: Reason = ""
 
 
+class VerifyIn(Input):
+    """``POST /v1/verifications/{region}``. ``restart``: from the beginning, also when one was interrupted."""
+
+    restart: bool = False
+
+
 class TaskIn(Input):
     """``POST /v1/tasks``."""
 

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.errors import DrError, Refused, Unavailable
-from controller.runtime.api_documents import check_name
+from controller.runtime.api_documents import MAX_REGION_CHARS, check_name
 from controller.stream.limits import DEFAULT_LIMITS
 
 MAX_JSON_BYTES = 1024 * 1024
@@ -131,6 +131,10 @@ def agent_name(agent: Annotated[str, Path(description="percent-encoded, `/` as `
 
 def host_name(host: Annotated[str, Path(description="percent-encoded")]) -> str:
     return _decoded(host, "host")
+
+
+def region_name(region: Annotated[str, Path(description="percent-encoded")]) -> str:
+    return _decoded(region, "region", MAX_REGION_CHARS)
 
 
 def plan_id(plan: Annotated[str, Path(description="percent-encoded")]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from controller.stream.proof import Problem
+
 MAX_AS_OF = 500
 """Agents in one page of a point in time: some milliseconds for the view."""
 
@@ -72,6 +74,53 @@ class AsOf:
     """The time from which on this copy has everything; 0 = the whole history."""
     agents: tuple[AgentThen, ...]
     after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWalk:
+    """How far the verification of one stream is. ``seq`` of ``goal`` segments; counts are of what was walked."""
+
+    stream: str
+    base: int = 1
+    seq: int = 0
+    goal: int = 0
+    segments: int = 0
+    records: int = 0
+    bytes: int = 0
+    conflicts: int = 0
+    """Frames whose id was taken by another body: only a holder that broke its rules writes one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A verification of one region's store. ``state``: ``running``, ``done``, ``interrupted`` (``drctl verify`` goes on),
+    ``failed`` (a bug)."""
+
+    region: str
+    by: str
+    """``region/instance`` of the controller that does it."""
+    state: str
+    reason: str
+    started_at: float
+    updated_at: float
+    resumed: bool
+    streams: tuple[StreamWalk, ...]
+    problems: tuple[Problem, ...] = ()
+    """The first ones."""
+    count: int = 0
+    """All of them."""
+
+
+class VerifyService(Protocol):
+    """Verification of regions' stores, by the controller that is asked. It reads every region's store."""
+
+    async def start(self, region: str, *, restart: bool) -> Verification: ...
+
+    async def state(self, region: str) -> Verification:
+        """Raises NotFound when there was none."""
+        ...
+
+    async def stop(self, region: str) -> Verification: ...
 
 
 class ArchiveService(Protocol):

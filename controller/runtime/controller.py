@@ -62,6 +62,7 @@ from controller.runtime.service import (
 from controller.runtime.shares import Sharing, overall
 from controller.runtime.takeover import Takeover, TakeoverPolicy, is_overtaken, overtaken, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
+from controller.runtime.verifier import Verifier
 from controller.runtime.watch import Watch, WatchPolicy
 from controller.runtime.wiring import outside_of
 from controller.settings import Settings, fingerprint
@@ -154,6 +155,16 @@ class Controller(Desk):
             ),
         )
         self.archive = Archive(settings.group, settings.region, self._view, lambda: self._streams, self._fleet)
+        self.verifier = Verifier(
+            group=settings.group,
+            region=settings.region,
+            instance=settings.instance,
+            stores=ports.stores,
+            view=self._view,
+            streams=lambda: self._streams,
+            clock=ports.clock,
+            state_dir=settings.state_dir,
+        )
         self._metrics = Metrics(settings.group, settings.region, settings.instance)
         self._started_at = ports.clock.wall()
         self._role = Role.STANDBY
@@ -199,6 +210,7 @@ class Controller(Desk):
 
     async def stop(self) -> None:
         """An orderly end: steps down, keeps the lease until every right that was granted has passed (or lets it expire)."""
+        await self.verifier.close()
         await asyncio.gather(*(active.retire() for active in self._actives.values()))
         for active in tuple(self._actives.values()):
             await self._step_down(active, "this instance is stopping")

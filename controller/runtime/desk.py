@@ -45,6 +45,7 @@ from controller.runtime.service import (
     Status,
 )
 from controller.runtime.status import Observation, compose
+from controller.runtime.verifier import Verifier
 from controller.runtime.watch import Watch
 from controller.settings import Settings
 from controller.stream.reader import read_record
@@ -77,6 +78,7 @@ class Desk(ABC):
     _warnings: dict[str, str]
     _unheard: list[Page]
     archive: Archive
+    verifier: Verifier
 
     @abstractmethod
     def _positions(self) -> dict[str, Position]:

@@ -28,7 +28,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import PlanRecord
-from controller.runtime.archive_documents import ArchiveService
+from controller.runtime.archive_documents import ArchiveService, VerifyService
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +204,11 @@ class ControllerService(Protocol):
     @property
     def archive(self) -> ArchiveService:
         """The past of this region's copy."""
+        ...
+
+    @property
+    def verifier(self) -> VerifyService:
+        """Verifications that this instance runs."""
         ...
 
     def may_act(self) -> bool:

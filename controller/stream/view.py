@@ -180,7 +180,7 @@ class View:
             if no == 0:
                 self._tables.run("INSERT INTO streams VALUES (NULL, ?, 0, ?, 0, ?, 0)", (ref.stream, GENESIS, GENESIS))
                 no = self._stream(ref.stream)[0]
-            round_ = Round(self._tables, no, floor_seq, segment, self._limits, proven)
+            round_ = self._round(no, floor_seq, segment, proven)
             added = round_.index()
             self._tables.run(
                 "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -192,6 +192,10 @@ class View:
             for lent in mine:
                 self._tables.run(f"DELETE FROM warm WHERE record=? AND {_NOT_NEWEST}", (lent,))  # noqa: S608 - fixed texts
         self._lent -= mine
+
+    def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[bytes | None] | None) -> Round:
+        """Replaced where damage is collected and not raised (``stream/proof.py``)."""
+        return Round(self._tables, stream, floor_seq, segment, self._limits, proven)
 
     def rewind(self, stream: str, seq: int) -> None:
         """Forgets everything above ``seq``. Bodies that become the newest again are cold until ``reader.warm`` loads them.

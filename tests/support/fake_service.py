@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from controller.adapters.memory.gate import OpenGate
+from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
 from controller.domain.approval import Approval, Gate, gate, statement
 from controller.domain.model import (
     Ack,
@@ -55,6 +59,7 @@ from controller.runtime.service import (
     RegionStatus,
     Status,
 )
+from controller.runtime.verifier import Verifier
 from controller.stream.view import View
 
 GROUP = "lab"
@@ -172,6 +177,18 @@ class FakeService:
         """What the past is read from; a history is put in with ``History.apply_to``."""
         fleet = FleetManager(self.view, self._never, lambda: self.right_seconds, self.clock, epoch=lambda: 7)
         self.archive = Archive(GROUP, self.region, self.view, lambda: ("0",), fleet)
+
+        self.folder = tempfile.TemporaryDirectory(prefix="fake-service-")
+        self.verifier = Verifier(
+            group=GROUP,
+            region=self.region,
+            instance=self.instance,
+            stores={region: MemoryRegionStore(MemoryStore(region), OpenGate()) for region in REGIONS},
+            view=self.view,
+            streams=lambda: ("0",),
+            clock=self.clock,
+            state_dir=Path(self.folder.name),
+        )
 
     async def _never(self, frames: Sequence[Frame]) -> IngestAnswer:
         raise AssertionError("nothing here writes for the fleet")

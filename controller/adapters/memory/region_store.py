@@ -12,7 +12,7 @@ import bisect
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from controller.adapters import head_rules
 from controller.adapters.memory.gate import Gate
@@ -27,6 +27,7 @@ from controller.domain.model import (
     SnapshotRef,
 )
 from controller.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable
+from controller.ports import FoundHead, FoundObject
 
 T = TypeVar("T")
 
@@ -37,6 +38,10 @@ class StoredObject:
 
     data: bytes
     sha256: str
+
+
+def _tag(there: StoredObject) -> str:
+    return f"{hashlib.sha256(there.data).hexdigest()}/{there.sha256}"
 
 
 class MemoryStore:
@@ -132,6 +137,36 @@ class MemoryStore:
         head_rules.check_held(self.head(fence.stream), fence)
         for entry in entries:
             self.catalogue[fence.stream, entry.agent] = entry
+
+    def inspect(self, ref: SegmentRef | SnapshotRef) -> FoundObject:
+        there = self._shelf(ref).get(ref)
+        return FoundObject(None, "") if there is None else FoundObject(there.data, _tag(there))
+
+    def mend(self, ref: SegmentRef | SnapshotRef, found: FoundObject, data: bytes) -> None:
+        """Raises Conflict."""
+        there = self._shelf(ref).get(ref)
+        digest = hashlib.sha256(data).hexdigest()
+        if there is not None and there.data == data and there.sha256 == digest:
+            return
+        if ("" if there is None else _tag(there)) != found.tag:
+            raise head_rules.not_as_found(ref.key, self.region)
+        if there is None and isinstance(ref, SegmentRef):
+            bisect.insort(self._order.setdefault(ref.stream, []), (ref.seq, ref.epoch))
+        self._shelf(ref)[ref] = StoredObject(bytes(data), digest)
+
+    def _shelf(self, ref: SegmentRef | SnapshotRef) -> dict[Any, StoredObject]:
+        return self.objects if isinstance(ref, SegmentRef) else self.snapshots
+
+    def mend_head(self, fence: Fence, found: FoundHead, head: Head) -> Head:
+        """Raises FenceLost, Conflict."""
+        wanted = head_rules.mended(head, fence)
+        there = self.heads.get(fence.stream)
+        if there == wanted:
+            return wanted
+        if there != found.exact:
+            raise head_rules.not_as_found(f"head of {fence.stream}", self.region)
+        self.heads[fence.stream] = wanted
+        return wanted
 
     # ---------------------------------------------------------------------------------------------------- for tests
 
@@ -263,6 +298,23 @@ class MemoryRegionStore:
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         head_rules.check_fence(fence)
         await self._call("put_catalogue", lambda: self._server.put_catalogue(fence, entries), mutates=True)
+
+    async def inspect_object(self, ref: SegmentRef | SnapshotRef) -> FoundObject:
+        head_rules.check_ref(ref)
+        return await self._call("inspect_object", lambda: self._server.inspect(ref))
+
+    async def mend_object(self, ref: SegmentRef | SnapshotRef, found: FoundObject, data: bytes) -> None:
+        head_rules.check_ref(ref)
+        await self._call("mend_object", lambda: self._server.mend(ref, found, data), mutates=True)
+
+    async def inspect_head(self, stream: str) -> FoundHead:
+        head_rules.check_name("stream", stream)
+        head = await self._call("inspect_head", lambda: self._server.heads.get(stream))
+        return FoundHead(head or Head(stream), "", head)
+
+    async def mend_head(self, fence: Fence, found: FoundHead, head: Head) -> Head:
+        head_rules.check_mend(fence, found, head)
+        return await self._call("mend_head", lambda: self._server.mend_head(fence, found, head), mutates=True)
 
     async def close(self) -> None:
         """Nothing to release. Requests in flight stay so: closing a client does not call them back."""
