@@ -217,13 +217,16 @@ class Verifier:
 
     def _names(self, stream: str) -> Callable[[SegmentRef], Sequence[tuple[str, str]]]:
         def names(ref: SegmentRef) -> Sequence[tuple[str, str]]:
-            if self.view.epoch_at(stream, ref.seq) != ref.epoch:
-                return ()
-            rows = self.view.tables.all(
-                "SELECT a.name, r.id FROM records r JOIN agents a ON a.no = r.agent JOIN streams s ON s.no = r.stream "
-                "WHERE s.name=? AND r.seq=? ORDER BY r.ordinal",
-                (stream, ref.seq),
-            )
+            try:
+                if self.view.epoch_at(stream, ref.seq) != ref.epoch:
+                    return ()
+                rows = self.view.tables.all(
+                    "SELECT a.name, r.id FROM records r JOIN agents a ON a.no = r.agent JOIN streams s ON s.no = r.stream "
+                    "WHERE s.name=? AND r.seq=? ORDER BY r.ordinal",
+                    (stream, ref.seq),
+                )
+            except DrError:
+                return ()  # a damaged view is a matter of its own
             return [(row[0], row[1]) for row in rows]
 
         return names

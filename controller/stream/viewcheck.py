@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from controller.errors import Corrupt
+from controller.errors import Corrupt, Unavailable
 from controller.ports import Clock
 from controller.stream.proof import ProofView
 from controller.stream.view import View
@@ -22,40 +22,45 @@ _FROM = "FROM records r JOIN agents a ON a.no = r.agent JOIN streams s ON s.no =
 
 async def view_differences(view: View, proof: ProofView, stream: str, clock: Clock) -> AsyncIterator[tuple[str, str, str]]:
     """(agent, record, what is wrong) for everything in which the view is not what the store says, where both have it."""
+    try:
+        async for found in _differences(view, proof, stream, clock):
+            yield found
+    except (Corrupt, Unavailable) as error:  # SQLite says it: the file itself is damaged
+        yield "", "", error.message
+
+
+async def _differences(view: View, proof: ProofView, stream: str, clock: Clock) -> AsyncIterator[tuple[str, str, str]]:
     low = max(view.floor(stream)[0], proof.floor(stream)[0])
     high = min(view.position(stream)[0], proof.position(stream)[0])
     same_floor = view.floor(stream)[0] == proof.floor(stream)[0] and not proof.has_gaps()
-    try:
-        async for found in _chains(view, proof, stream, low, high, clock):
-            yield found
-        at = (low, 1 << 30)
-        while True:
-            rows = proof.tables.all(
-                f"SELECT {_COLUMNS} {_FROM} WHERE s.name=? AND (r.seq, r.ordinal) > (?, ?) AND r.seq<=? "
-                f"ORDER BY r.seq, r.ordinal LIMIT {SLICE}",
-                (stream, *at, high),
-            )
-            for row in rows:
-                theirs = view.tables.one(f"SELECT {_COLUMNS} {_FROM} WHERE a.name=? AND r.id=?", row[:2])
-                if theirs is None or (row if same_floor else row[:11]) != (theirs if same_floor else theirs[:11]):
-                    yield (
-                        row[0],
-                        row[1],
-                        "the view lacks it" if theirs is None else f"the view has it otherwise: {_which(row, theirs)}",
-                    )
-            if same_floor and rows:
-                last = high if len(rows) < SLICE else rows[-1][11] - 1
-                for table in ("records", "duplicates"):
-                    if _count(view, stream, table, at[0], last) != _count(proof, stream, table, at[0], last):
-                        yield "", "", f"between segments {at[0]:,} and {last:,} the view has another number of {table}"
-            if len(rows) < SLICE:
-                break
-            at = rows[-1][11], rows[-1][12]
-            await clock.sleep(0)
-        async for found in _warm(view, clock):
-            yield found
-    except Corrupt as error:
-        yield "", "", error.message
+    async for found in _chains(view, proof, stream, low, high, clock):
+        yield found
+    at = (low, 1 << 30)
+    while True:
+        rows = proof.tables.all(
+            f"SELECT {_COLUMNS} {_FROM} WHERE s.name=? AND (r.seq, r.ordinal) > (?, ?) AND r.seq<=? "
+            f"ORDER BY r.seq, r.ordinal LIMIT {SLICE}",
+            (stream, *at, high),
+        )
+        for row in rows:
+            theirs = view.tables.one(f"SELECT {_COLUMNS} {_FROM} WHERE a.name=? AND r.id=?", row[:2])
+            if theirs is None or (row if same_floor else row[:11]) != (theirs if same_floor else theirs[:11]):
+                yield (
+                    row[0],
+                    row[1],
+                    "the view lacks it" if theirs is None else f"the view has it otherwise: {_which(row, theirs)}",
+                )
+        if same_floor and rows:
+            last = high if len(rows) < SLICE else rows[-1][11] - 1
+            for table in ("records", "duplicates"):
+                if _count(view, stream, table, at[0], last) != _count(proof, stream, table, at[0], last):
+                    yield "", "", f"between segments {at[0]:,} and {last:,} the view has another number of {table}"
+        if len(rows) < SLICE:
+            break
+        at = rows[-1][11], rows[-1][12]
+        await clock.sleep(0)
+    async for found in _warm(view, clock):
+        yield found
 
 
 def _which(ours: Any, theirs: Any) -> str:

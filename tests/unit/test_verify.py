@@ -283,7 +283,7 @@ async def test_a_view_that_says_something_else_than_the_store_is_found(tmp_path:
         assert whole(await copies.verify(FAR)), change
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 async def test_a_flipped_bit_in_the_views_file_is_found_or_changes_nothing_that_the_view_says(
     tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
@@ -303,14 +303,12 @@ async def test_a_flipped_bit_in_the_views_file_is_found_or_changes_nothing_that_
         return
     copies.verifier = copies.controller()
     found = await copies.verify()
-    position = copies.view.position("0")
-    if found.count == 0 and position[0] == copies.history.seq:
+    if found.count == 0:
+        position = copies.view.position("0")
+        assert position[0] in (0, copies.history.seq)  # 0: it was set aside, and its follower builds it again
         for key, body in copies.history.bodies.items():
             record = copies.view.record(*key)
-            assert record is not None
-            assert record.size == len(body)
-    elif found.count == 0:
-        assert position[0] < copies.history.seq  # set aside and begun anew: its follower builds it again
+            assert record is None if position[0] == 0 else record is not None and record.size == len(body)
     copies.view.close()
 
 
