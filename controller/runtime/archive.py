@@ -85,7 +85,7 @@ def _judge(then: Then, at: float, begins_at: float) -> tuple[str, str]:
         return "restored", "this point was restored already, and nothing came after it"
     if then.newer == 0:
         return "unchanged", f"nothing came after {_utc(at)}"
-    if not then.found.verified:
+    if then.found.lost:
         return "gone", "its body stands on records that this copy no longer has"
     return "found", ""
 

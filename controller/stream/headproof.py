@@ -182,10 +182,14 @@ def right_head(seen: Examined, proof: ProofView, others: Mapping[str, Head]) -> 
     if not chain or not is_hash(chain):
         return None
     known = reference(others)
-    floor, floor_chain = proof.floor(stream)
+    floor, _ = proof.floor(stream)
+    base = max(floor + 1, min(sane.base, seq + 1))
+    base_chain = proof.chain_at(stream, base - 1)
+    if base_chain is None or not is_hash(base_chain):
+        return None
     old = seen.found.head
     _, records, size = proof.counts(stream)
-    if floor:
+    if base > 1:
         told = known if known is not None and known.seq >= seq else sane
         records, size = told.records, told.bytes
     received = proof.last_received(stream, seq)
@@ -194,8 +198,8 @@ def right_head(seen: Examined, proof: ProofView, others: Mapping[str, Head]) -> 
         seq=seq,
         chain=chain,
         epochs=cut(sane.epochs, seq),
-        base=floor + 1,
-        base_chain=floor_chain,
+        base=base,
+        base_chain=base_chain,
         salvage=old.salvage if old is not None else (),
         snapshots=tuple(one for one in (old.snapshots if old is not None else ()) if one.seq <= seq),
         received_at=received if received is not None else sane.received_at,

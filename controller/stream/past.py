@@ -43,6 +43,8 @@ class Placed:
     """Deltas that a reader goes through."""
     verified: bool
     """Its body was decoded and hashed here."""
+    lost: bool
+    """It stands on records that this copy no longer has."""
     base: str | None
 
 
@@ -190,4 +192,4 @@ def _placed(row: Any) -> Placed:
         meta={} if meta is None else msgspec.msgpack.decode(meta, type=dict[str, str]),
     )
     ref = None if epoch is None else SegmentRef(stream, seq, epoch)
-    return Placed(record, stream, seq, ref, ordinal, encoding, depth, verified is not None, base)
+    return Placed(record, stream, seq, ref, ordinal, encoding, depth, bool(verified), verified is None, base)

@@ -91,7 +91,7 @@ class ProofView(View):
             no = self._stream(ref.stream)[0]
             if no == 0:
                 raise Corrupt(f"stream {ref.stream} is not begun", hint="reset it first")
-            self._tables.run("INSERT INTO segments VALUES (?, ?, ?, ?, 0, 0)", (no, ref.seq, chain, ref.epoch))
+            self._tables.run("INSERT INTO segments VALUES (?, ?, ?, ?, 0, 0, 0, ?)", (no, ref.seq, chain, ref.epoch, ref.seq))
             self._tables.run("UPDATE streams SET seq=?, chain=? WHERE no=?", (ref.seq, chain, no))
         self._gaps = True
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from controller.errors import Corrupt, Unavailable
 from controller.ports import Clock
+from controller.stream.limits import ORIGIN
 from controller.stream.proof import ProofView
 from controller.stream.view import View
 
@@ -32,7 +33,7 @@ async def view_differences(view: View, proof: ProofView, stream: str, clock: Clo
 async def _differences(view: View, proof: ProofView, stream: str, clock: Clock) -> AsyncIterator[tuple[str, str, str]]:
     low = max(view.floor(stream)[0], proof.floor(stream)[0])
     high = min(view.position(stream)[0], proof.position(stream)[0])
-    same_floor = view.floor(stream)[0] == proof.floor(stream)[0] and not proof.has_gaps()
+    whole = view.floor(stream)[0] == proof.floor(stream)[0] == 0 and not proof.has_gaps()
     async for found in _chains(view, proof, stream, low, high, clock):
         yield found
     at = (low, 1 << 30)
@@ -44,13 +45,15 @@ async def _differences(view: View, proof: ProofView, stream: str, clock: Clock) 
         )
         for row in rows:
             theirs = view.tables.one(f"SELECT {_COLUMNS} {_FROM} WHERE a.name=? AND r.id=?", row[:2])
-            if theirs is None or (row if same_floor else row[:11]) != (theirs if same_floor else theirs[:11]):
+            carried = row[10] is not None and ORIGIN.encode() in row[10]  # the view may know it from where it stood first
+            columns = 5 if carried else len(row) if whole else 11
+            if theirs is None or row[:columns] != theirs[:columns]:
                 yield (
                     row[0],
                     row[1],
                     "the view lacks it" if theirs is None else f"the view has it otherwise: {_which(row, theirs)}",
                 )
-        if same_floor and rows:
+        if whole and rows:
             last = high if len(rows) < SLICE else rows[-1][11] - 1
             for table in ("records", "duplicates"):
                 if _count(view, stream, table, at[0], last) != _count(proof, stream, table, at[0], last):
