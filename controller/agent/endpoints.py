@@ -2,7 +2,7 @@
 
 A *breaker* per endpoint: after three failures in a row it is left alone for a while that doubles, with jitter, then one call
 tries it. "I am not active" is no failure: the controller is well, it is only asked last for a moment, and the address that it
-names is asked first.
+names is asked first. "Ask me again in a second" is none either: it is left alone for as long as it asked.
 """
 
 from __future__ import annotations
@@ -31,8 +31,29 @@ class Endpoint:
     failures: int = 0
     open_until: float = -math.inf
     standby_until: float = -math.inf
+    busy_until: float = -math.inf
     used: int = 0
     learned: bool = False
+
+    def ready(self, now: float) -> bool:
+        """Whether it may be asked."""
+        return now >= self.open_until and now >= self.busy_until
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointHealth:
+    """How a controller has been doing, as this client sees it.
+
+    ``state``: ``active``; ``standby`` (it said so a moment ago); ``unknown`` (not asked yet); ``failing`` (fewer failures in a
+    row than open its breaker); ``open`` (left alone for ``retry_seconds``); ``half-open`` (the next call tries it); ``busy``
+    (it asked to be left alone for ``retry_seconds``). ``learned``: named by another controller, not configured.
+    """
+
+    url: str
+    state: str
+    failures: int
+    retry_seconds: float
+    learned: bool
 
 
 def _base(url: str) -> str | None:
@@ -72,7 +93,7 @@ class Endpoints:
     def pick(self) -> Endpoint | None:
         """The endpoint to ask now; None while every breaker is open."""
         now = self._clock.monotonic()
-        ready = [item for item in self._all if now >= item.open_until]
+        ready = [item for item in self._all if item.ready(now)]
         if not ready:
             return None
         chosen = min(ready, key=lambda e: (now < e.standby_until, e.url != self._active, e.failures, e.used))
@@ -85,7 +106,7 @@ class Endpoints:
     def succeeded(self, endpoint: Endpoint) -> None:
         """It answered as the active controller."""
         endpoint.failures = 0
-        endpoint.open_until = endpoint.standby_until = -math.inf
+        endpoint.open_until = endpoint.standby_until = endpoint.busy_until = -math.inf
         self._active = endpoint.url
 
     def failed(self, endpoint: Endpoint) -> None:
@@ -95,6 +116,44 @@ class Endpoints:
             self._active = None
         if endpoint.failures >= TRIP:
             self._cool(endpoint, self._clock.monotonic())
+
+    def busy(self, endpoint: Endpoint, seconds: float) -> None:
+        """It answered, and asked to be left alone for so long."""
+        endpoint.failures = 0
+        endpoint.open_until = -math.inf
+        endpoint.busy_until = self._clock.monotonic() + seconds * self._random.uniform(1.0, 1.25)
+
+    def health(self) -> tuple[EndpointHealth, ...]:
+        """Every endpoint, in the order of the configuration."""
+        now = self._clock.monotonic()
+        return tuple(
+            EndpointHealth(
+                item.url,
+                self._state(item, now),
+                item.failures,
+                max(0.0, max(item.open_until, item.busy_until) - now),
+                item.learned,
+            )
+            for item in self._all
+        )
+
+    def _state(self, item: Endpoint, now: float) -> str:
+        if now < item.busy_until:
+            return "busy"
+        if item.failures >= TRIP:
+            return "open" if now < item.open_until else "half-open"
+        if item.failures:
+            return "failing"
+        if item.url == self._active:
+            return "active"
+        return "standby" if now < item.standby_until else "unknown"
+
+    def why(self) -> str:
+        """For people: each endpoint that is left alone, and for how long."""
+        words = {"busy": "asked for a pause", "open": "failed several times in a row"}
+        return "; ".join(
+            f"{item.url} {words.get(item.state, item.state)}, next try in {item.retry_seconds:.1f} s" for item in self.health()
+        )
 
     def not_active(self, endpoint: Endpoint, hint: str | None) -> bool:
         """It answered that it is not active. Returns whether it named another address that can be asked at once."""
@@ -107,7 +166,8 @@ class Endpoints:
         if base is None or base == endpoint.url:
             return False
         known = next((item for item in self._all if item.url == base), None) or self._learn(base)
-        if known is None or self._clock.monotonic() < max(known.open_until, known.standby_until):
+        now = self._clock.monotonic()
+        if known is None or not known.ready(now) or now < known.standby_until:
             return False
         self._active = base
         return True

@@ -20,9 +20,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import quote
 
-from controller.agent import wire
 from controller.agent.client import ACKNOWLEDGED, AsyncCheckpoints
 from controller.domain.model import Record
 from controller.errors import Conflict, NotFound, Unavailable
@@ -177,15 +175,8 @@ class Journal:
         self.version += 1
 
     async def _page(self, limit: int, before: str | None) -> tuple[Record, ...]:
-        older = "" if before is None else f"&before={quote(before, safe='')}"
-        path = f"{wire.agent_path(self.agent, 'records')}?limit={limit}{older}&fresh=true"
-        client = self._client
-
-        async def once(deadline: float) -> tuple[Record, ...]:
-            return await client._call("GET", path, deadline, lambda answer: wire.records(answer.content))
-
         try:
-            return await client._retry(once, client._deadline(None), f"records of agent {self.agent!a}", mutating=False)
+            return await self._client.list(self.agent, limit=limit, before=before)
         except NotFound:  # `before` was lost between two pages: begin again
             if before is None:
                 return ()
@@ -193,14 +184,13 @@ class Journal:
 
     async def body(self, record: Record) -> bytes:
         """The verified body. Raises NotFound when no copy has it any more, Unavailable, Corrupt."""
-        path = wire.agent_path(self.agent, "records", record.id) + "?fresh=true"
         async with self._reads:
             for attempt in range(STALE_TRIES):
                 try:
-                    return (await self._client._read(path, None))[1]
+                    return (await self._client.get(self.agent, record.id))[1]
                 except NotFound:  # listed by one controller, not yet known to the one that was asked now
                     await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
-            return (await self._client._read(path, None))[1]
+            return (await self._client.get(self.agent, record.id))[1]
 
     # ------------------------------------------------------------------------------------------------------ appending
 

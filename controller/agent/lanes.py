@@ -1,7 +1,7 @@
 """Many agents' records in one request, without a timer: what is waiting when a request can be sent goes into it.
 
 One lane per number of copies, because a request is answered when its slowest record is: records that wait for a second region
-must not delay those that do not.
+must not delay those that do not. Frames that are submitted together stay together: a chain of deltas travels in one request.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from controller.domain.model import Ack, Frame
 from controller.errors import OutcomeUnknown, Unavailable
 
+OVERHEAD = 512
+"""Bytes that a record is counted with beside its payload."""
+
 Send = Callable[[Sequence[Frame], float], Awaitable[Sequence[Ack]]]
 """Sends one batch, once, before a loop time. One Ack per frame in order. Raises a DrError that holds for all of them."""
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    frame: Frame
+    frames: Sequence[Frame]
     deadline: float
-    result: asyncio.Future[Ack]
+    result: asyncio.Future[Sequence[Ack]]
     sent: bool = False
 
 
@@ -37,10 +40,10 @@ class Lane:
         self._queue: deque[_Waiting] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def submit(self, frame: Frame, deadline: float) -> Ack:
-        """One try. Raises what sending raised; OutcomeUnknown when the deadline passes after the record was sent, Unavailable
-        when it passes before."""
-        item = _Waiting(frame, deadline, asyncio.get_running_loop().create_future())
+    async def submit(self, frames: Sequence[Frame], deadline: float) -> Sequence[Ack]:
+        """One try, one request. Raises what sending raised; OutcomeUnknown when the deadline passes after the records were
+        sent, Unavailable when it passes before."""
+        item = _Waiting(frames, deadline, asyncio.get_running_loop().create_future())
         self._queue.append(item)
         self._start()
         try:
@@ -49,9 +52,9 @@ class Lane:
         except TimeoutError:
             if item.sent:
                 raise OutcomeUnknown(
-                    f"record {frame.record.id!a} was sent and not answered in time", hint="send it again; a retry is safe"
+                    f"{_named(frames)} sent and not answered in time", hint="send it again; a retry is safe"
                 ) from None
-            raise Unavailable(f"record {frame.record.id!a} could not be sent in time", hint="allow more time") from None
+            raise Unavailable(f"{_named(frames)} not sent: no time was left", hint="allow more time") from None
         finally:
             if not item.sent and item in self._queue:
                 self._queue.remove(item)
@@ -69,10 +72,12 @@ class Lane:
 
     def _take(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
-        size = 0
-        while self._queue and len(batch) < self._max_records:
-            size += len(self._queue[0].frame.payload) + 512
-            if batch and size > self._max_bytes:
+        size = count = 0
+        while self._queue:
+            frames = self._queue[0].frames
+            size += weight(frames)
+            count += len(frames)
+            if batch and (size > self._max_bytes or count > self._max_records):
                 break
             item = self._queue.popleft()
             if not item.result.done():
@@ -85,7 +90,7 @@ class Lane:
         if not batch:
             return
         try:
-            acks = await self._send([item.frame for item in batch], max(item.deadline for item in batch))
+            acks = await self._send([frame for item in batch for frame in item.frames], max(item.deadline for item in batch))
         except asyncio.CancelledError:
             for item in batch:
                 item.result.cancel()
@@ -95,9 +100,11 @@ class Lane:
                 if not item.result.done():
                     item.result.set_exception(error)
             return
-        for item, ack in zip(batch, acks, strict=True):
+        at = 0
+        for item in batch:
             if not item.result.done():
-                item.result.set_result(ack)
+                item.result.set_result(acks[at : at + len(item.frames)])
+            at += len(item.frames)
 
     async def close(self) -> None:
         """Cancels what is in flight; those who wait are cancelled."""
@@ -108,3 +115,13 @@ class Lane:
             item.result.cancel()
         self._queue.clear()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def weight(frames: Sequence[Frame]) -> int:
+    """Bytes that frames are counted with in a batch."""
+    return sum(len(frame.payload) + OVERHEAD for frame in frames)
+
+
+def _named(frames: Sequence[Frame]) -> str:
+    first = f"record {frames[0].record.id!a} was"
+    return first if len(frames) == 1 else f"{len(frames)} records, from {frames[0].record.id!a} on, were"

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from controller.agent.client import AsyncCheckpoints
+from controller.agent.endpoints import EndpointHealth
 from controller.agent.rights import Hold
 from controller.agent.spool import Letter
-from controller.domain.model import Ack, Beat, BeatAnswer, Kind, Record
+from controller.domain.model import Ack, AgentSeen, Beat, BeatAnswer, Kind, Record
 
 T = TypeVar("T")
 
@@ -62,6 +63,7 @@ class Checkpoints:
         copies: int = 0,
         attempt: int = 0,
         meta: Mapping[str, str] | None = None,
+        created_at: float | None = None,
         timeout_seconds: float | None = None,
     ) -> Ack:
         """See ``AsyncCheckpoints.put``."""
@@ -75,6 +77,7 @@ class Checkpoints:
                 copies=copies,
                 attempt=attempt,
                 meta=meta,
+                created_at=created_at,
                 timeout_seconds=timeout_seconds,
             )
         )
@@ -111,6 +114,27 @@ class Checkpoints:
     ) -> tuple[Record, ...]:
         """See ``AsyncCheckpoints.list``."""
         return self._run(self._client.list(agent, limit=limit, before=before, fresh=fresh, timeout_seconds=timeout_seconds))
+
+    def agents(
+        self,
+        *,
+        limit: int = 1000,
+        after: str = "",
+        prefix: str = "",
+        fresh: bool = True,
+        timeout_seconds: float | None = None,
+    ) -> tuple[AgentSeen, ...]:
+        """See ``AsyncCheckpoints.agents``."""
+        return self._run(
+            self._client.agents(limit=limit, after=after, prefix=prefix, fresh=fresh, timeout_seconds=timeout_seconds)
+        )
+
+    def health(self) -> tuple[EndpointHealth, ...]:
+        """See ``AsyncCheckpoints.health``."""
+        return self._run(self._health())
+
+    async def _health(self) -> tuple[EndpointHealth, ...]:
+        return self._client.health()
 
     def create_task(self, agent: str, spec: Mapping[str, object], *, timeout_seconds: float | None = None) -> Ack:
         """See ``AsyncCheckpoints.create_task``."""

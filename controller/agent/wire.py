@@ -7,7 +7,6 @@ taken; ``OutcomeUnknown`` says that nobody knows; everything that cannot be unde
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +14,7 @@ from urllib.parse import quote
 import msgspec
 
 from controller.agent.errors import Fenced
-from controller.domain.model import Beat, BeatAnswer, IngestAnswer, Record
+from controller.domain.model import AgentSeen, Beat, BeatAnswer, IngestAnswer, Record
 from controller.errors import (
     ApprovalRequired,
     Conflict,
@@ -33,6 +32,7 @@ from controller.errors import (
 
 STALE_ATTEMPT = "stale_attempt"
 UNKNOWN_BASE = "unknown_base"
+RETRY_AFTER_MAX_SECONDS = 60.0
 
 _CLASSES: dict[str, type[DrError]] = {
     kind.code: kind
@@ -43,6 +43,7 @@ _INGEST = msgspec.json.Decoder(IngestAnswer)
 _BEAT = msgspec.json.Decoder(BeatAnswer)
 _RECORD = msgspec.json.Decoder(Record)
 _RECORDS = msgspec.json.Decoder(tuple[Record, ...])
+_AGENTS = msgspec.json.Decoder(tuple[AgentSeen, ...])
 
 
 def error_from(document: object, status: int = 0) -> DrError:
@@ -69,18 +70,26 @@ def error_from(document: object, status: int = 0) -> DrError:
     return error
 
 
-def _seconds(told: object) -> float:
-    """What a controller asked to wait, at most a minute; 0 for everything that is no such number."""
-    return min(60.0, max(0.0, float(told))) if isinstance(told, (int, float)) and math.isfinite(told) else 0.0
+def _seconds(value: object) -> float:
+    """What a controller asked us to wait. Nonsense is no wait; nobody makes us wait for longer than a minute."""
+    try:
+        found = float(value) if isinstance(value, (int, float, str)) else 0.0
+    except ValueError:  # an HTTP date: nobody of ours sends it
+        return 0.0
+    return min(found, RETRY_AFTER_MAX_SECONDS) if found > 0 else 0.0
 
 
-def error_answer(status: int, body: bytes) -> DrError:
-    """From an HTTP answer that is not 200. Bodies that are no JSON (of a proxy in between) are judged by the status."""
+def error_answer(status: int, body: bytes, retry_after: str = "") -> DrError:
+    """From an HTTP answer that is not 200; ``retry_after``: its header. Bodies that are no JSON (of a proxy in between) are
+    judged by the status."""
     try:
         document = msgspec.json.decode(body)
     except msgspec.DecodeError:
         document = None
-    return error_from(document.get("error") if isinstance(document, dict) else None, status)
+    error = error_from(document.get("error") if isinstance(document, dict) else None, status)
+    if isinstance(error, Unavailable) and status in (429, 503):
+        error.retry_after_seconds = error.retry_after_seconds or _seconds(retry_after)
+    return error
 
 
 def _garbled(what: str, error: Exception) -> OutcomeUnknown:
@@ -133,6 +142,19 @@ def records(body: bytes) -> tuple[Record, ...]:
         raise Corrupt(f"the list of records is not readable: {error}", hint="compare versions") from error
 
 
+def agents(body: bytes) -> tuple[AgentSeen, ...]:
+    """A page of agents, by name. Raises Corrupt."""
+    try:
+        return _AGENTS.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Corrupt(f"the list of agents is not readable: {error}", hint="compare versions") from error
+
+
+def segment(text: str) -> str:
+    """A name inside a path: percent-encoded, slashes too, and the dots of ``.`` and ``..``, which mean something there."""
+    return quote(text, safe="") if text.strip(".") else "%2E" * len(text)
+
+
 def agent_path(agent: str, *rest: str) -> str:
-    """Path below ``/v1/agents`` with every part percent-encoded, a slash in a name too."""
-    return "/".join(["/v1/agents", *(quote(part, safe="") for part in (agent, *rest))])
+    """Path below ``/v1/agents``; ``rest`` is names and words of ours."""
+    return "/".join(["/v1/agents", *(segment(part) for part in (agent, *rest))])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -17,17 +19,18 @@ from rich.text import Text
 from controller.cli import render
 from controller.cli.client import Usage
 from controller.cli.session import ConfigOption, EndpointOption, Output, OutputOption, Session, session
-from controller.domain.model import Member
+from controller.domain.model import AgentSeen, Member
 from controller.errors import Corrupt, Unavailable
 from controller.runtime.api_documents import LagDocument
 from controller.runtime.audit import GENESIS, broken_at
-from controller.runtime.service import AgentSeen, AuditEntry, Incident, JournalEntry, Status
+from controller.runtime.service import AuditEntry, Incident, JournalEntry, Status
 
 WatchOption = Annotated[bool, typer.Option("--watch", "-w", help="Repeat until Ctrl-C; with JSON one document a line.")]
 IntervalOption = Annotated[float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between looks with --watch.")]
 TimesOption = Annotated[int, typer.Option("--times", min=0, hidden=True, help="End --watch after so many looks; 0 = never.")]
 
 AUDIT_PAGE = 500
+AGENTS_PAGE = 1000
 
 
 def _show(here: Session, kind: Any, path: str, paint: Callable[[Any], None]) -> None:
@@ -123,16 +126,43 @@ def lag(
         _show(here, LagDocument, "/v1/lag", lambda value: render.print_lag(here.console, value))
 
 
+class Order(StrEnum):
+    """How agents are listed."""
+
+    NEWEST = "newest"
+    NAME = "name"
+
+
 def agents(
     ctx: typer.Context,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows of the table; JSON and YAML have all.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=AGENTS_PAGE, help="At most so many, in JSON too.")] = 50,
+    sort: Annotated[Order, typer.Option("--sort", help="Who wrote last first, or by name.")] = Order.NEWEST,
+    after: Annotated[str, typer.Option("--after", metavar="NAME", help="By name, only those after this one.")] = "",
+    prefix: Annotated[str, typer.Option("--prefix", metavar="TEXT", help="Only names that begin so.")] = "",
+    everything: Annotated[bool, typer.Option("--all", help="All of them, by name, asked for page by page.")] = False,
     endpoint: EndpointOption = None,
     config: ConfigOption = None,
     output: OutputOption = None,
 ) -> None:
     """Agents in the copy of the region that answers, newest first."""
     here = session(ctx).use(endpoint, config, output)
-    _show(here, tuple[AgentSeen, ...], "/v1/agents", lambda value: render.print_agents(here.console, value, limit, time.time()))
+    by_name = everything or bool(after) or sort is Order.NAME
+    asked: dict[str, str | int] = {"limit": AGENTS_PAGE if everything else limit, "prefix": prefix, "after": after}
+    asked["sort"] = (Order.NAME if by_name else Order.NEWEST).value
+    raw: list[Any] = []
+    found: list[AgentSeen] = []
+    while True:
+        page = here.client.get(tuple[AgentSeen, ...], "/v1/agents", asked)
+        raw.extend(page.raw)
+        found.extend(page.value)
+        full = len(page.value) >= int(asked["limit"])
+        if not (everything and full):
+            break
+        asked["after"] = page.value[-1].agent
+    if here.emit(raw):
+        return
+    more = "" if not full else f"--after {shlex.quote(found[-1].agent)}, or --all" if by_name else "--limit, --prefix, or --all"
+    render.print_agents(here.console, found, more, time.time())
 
 
 def members(

@@ -14,12 +14,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from controller.domain.model import Member, RegionLag, Unknown
+from controller.domain.model import AgentSeen, Member, RegionLag, Unknown
 from controller.domain.plan import Loss, Plan
 from controller.domain.promotion import PlanRecord, State
 from controller.runtime import wording
 from controller.runtime.api_documents import LagDocument
-from controller.runtime.service import AgentSeen, AuditEntry, Incident, JournalEntry, PlanDocument, RegionStatus, Status
+from controller.runtime.service import AuditEntry, Incident, JournalEntry, PlanDocument, RegionStatus, Status
 from controller.runtime.wording import duration, visible
 
 MAX_WORST = 10
@@ -327,13 +327,12 @@ def print_status(console: Console, status: Status) -> None:
 # ------------------------------------------------------------------------------------------------------------ other lists
 
 
-def print_agents(console: Console, agents: Sequence[AgentSeen], limit: int, now: float) -> None:
-    """The agents that were heard of last, first."""
-    newest = sorted(agents, key=lambda agent: agent.received_at, reverse=True)
+def print_agents(console: Console, agents: Sequence[AgentSeen], more: str, now: float) -> None:
+    """A page of agents as they came. ``more``: what to type for the others, "" when there are none."""
     table = _table(
         "agent", "records", "latest record", "segment", "received", "attempt", "host", right=("records", "segment", "attempt")
     )
-    for agent in newest[:limit]:
+    for agent in agents:
         table.add_row(
             text(agent.agent, limit=100),
             f"{agent.records:,}",
@@ -344,9 +343,7 @@ def print_agents(console: Console, agents: Sequence[AgentSeen], limit: int, now:
             text(agent.host or "–", limit=60),
         )
     console.print(table)
-    console.print(
-        f"{min(limit, len(agents)):,} of {len(agents):,} agents" if len(agents) > limit else f"{len(agents):,} agents"
-    )
+    console.print(text(f"{len(agents):,} agents" + (f"; there may be more: {more}" if more else ""), limit=400))
 
 
 def print_incidents(console: Console, incidents: Sequence[Incident]) -> None:

@@ -423,6 +423,19 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentSeen:
+    """One agent in a region's view."""
+
+    agent: str
+    records: int
+    latest_id: str
+    latest_seq: int
+    received_at: float
+    attempt: int
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class IngestAnswer:
     """Answer to a batch. ``right_seconds``: how long the agents may act, counted from when *they sent* the request; 0 = no
     longer than they may already (a host's right comes from the lead stream's holder only)."""

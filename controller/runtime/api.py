@@ -8,14 +8,14 @@ Names in paths (agents, hosts, plans, ids) are percent-encoded, ``/`` too: routi
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from controller import __version__
-from controller.domain.model import Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
+from controller.domain.model import AgentSeen, Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
 from controller.errors import DrError, NotActive, Refused
 from controller.ports import Clock
@@ -48,7 +48,7 @@ from controller.runtime.api_door import adapter as _adapter
 from controller.runtime.api_door import answer as _answer
 from controller.runtime.api_records import IN_FLIGHT_MAX_BYTES, OCTETS, RecordsFront, answer_records
 from controller.runtime.service import (
-    AgentSeen,
+    AgentPage,
     ApprovalRequest,
     AuditEntry,
     ControllerService,
@@ -125,8 +125,15 @@ def _agent_routes(service: ControllerService) -> APIRouter:
         return Response(document, 200, NO_STORE, JSON)
 
     @router.get("/agents", response_model=tuple[AgentSeen, ...], summary="Agents in this region's copy")
-    async def agents() -> Response:
-        return _answer(tuple[AgentSeen, ...], service.agents())
+    async def agents(
+        limit: Limit = 1000,
+        after: Annotated[str, Query(max_length=200, description="by name: only those after this one")] = "",
+        prefix: Annotated[str, Query(max_length=200, description="only names that begin so")] = "",
+        sort: Annotated[Literal["name", "newest"], Query(description="`newest`: who wrote last, one page")] = "name",
+        fresh: Fresh = False,
+    ) -> Response:
+        _holder_only(service, fresh)
+        return _answer(tuple[AgentSeen, ...], service.agents(AgentPage(limit, after, prefix, sort == "newest")))
 
     @router.get("/agents/{agent}/latest", responses=_RECORD_ANSWER, response_class=Response, summary="Newest record")
     async def latest(

@@ -557,7 +557,7 @@ class Controller(Desk):
             for tail in report.value.unreplicated
             if self._view.has(tail.agent, tail.last_id) is not None
         }
-        return LocalKnowledge(len(self.agents()), self._gone_at(), kept)
+        return LocalKnowledge(self._view.agent_count(), self._gone_at(), kept)
 
     async def _propose(self, request: PlanRequest) -> Seen[PlanRecord]:
         kind = self._book.kind_of(request)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from controller.domain.model import (
+    AgentSeen,
     Authority,
     Beat,
     BeatAnswer,
@@ -17,7 +18,6 @@ from controller.domain.model import (
     Head,
     Holder,
     IngestAnswer,
-    Kind,
     Member,
     Position,
     Record,
@@ -36,7 +36,7 @@ from controller.runtime.fleet import FleetManager
 from controller.runtime.metrics import Metrics
 from controller.runtime.plans import PlanBook
 from controller.runtime.service import (
-    AgentSeen,
+    AgentPage,
     ApprovalRequest,
     AuditEntry,
     Incident,
@@ -169,20 +169,20 @@ class Desk(ABC):
         self._serving()
         return await self._fleet.create_task(agent, spec)
 
-    def agents(self) -> tuple[AgentSeen, ...]:
-        """Every agent in this region's view, without the controller's own."""
+    def agents(self, page: AgentPage) -> tuple[AgentSeen, ...]:
+        """Agents in this region's view, without the controllers' own: so many at most, however many there are."""
+        found = self._view.agent_page(after=page.after, prefix=page.prefix, newest=page.newest, limit=page.limit)
         return tuple(
             AgentSeen(
-                found.agent,
-                found.records,
-                found.latest_id,
-                found.latest_seq,
-                found.received_at,
-                found.attempt,
-                self._fleet.host_of(found.agent)[0],
+                one.agent,
+                one.records,
+                one.latest_id,
+                one.latest_seq,
+                one.received_at,
+                one.attempt,
+                self._fleet.host_of(one.agent)[0],
             )
-            for found in self._view.agents()
-            if found.latest_kind not in (Kind.CANARY, Kind.OPENING)
+            for one in found
         )
 
     async def latest(self, agent: str, kind: str) -> tuple[Record, bytes]:
@@ -225,7 +225,7 @@ class Desk(ABC):
                 traffic=traffic,
                 plans=plans,
                 incidents=incidents,
-                agents=len(self.agents()),
+                agents=self._view.agent_count(),
                 right_seconds=self._act_seconds(),
                 rpo_seconds=self._settings.rpo.seconds,
                 rpo_policy=self._settings.rpo.policy,
@@ -302,7 +302,7 @@ class Desk(ABC):
         positions = {stream: position.seq for stream, position in self._positions().items()}
         epochs = {stream: active.tenure.fence.epoch for stream, active in self._actives.items()}
         reports = [active.last_report for active in self._actives.values() if active.last_report is not None]
-        return self._metrics.render(self._role, self._act_seconds(), epochs, len(self.agents()), positions, reports)
+        return self._metrics.render(self._role, self._act_seconds(), epochs, self._view.agent_count(), positions, reports)
 
 
 def _glass(target: str, text: str) -> Page:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller.domain.model import (
+    AgentSeen,
     Authority,
     Beat,
     BeatAnswer,
@@ -177,16 +178,13 @@ class PlanDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentSeen:
-    """One agent in a region's view."""
+class AgentPage:
+    """Which agents to list. By name, those ``after`` one; or, ``newest``, those that wrote last."""
 
-    agent: str
-    records: int
-    latest_id: str
-    latest_seq: int
-    received_at: float
-    attempt: int
-    host: str = ""
+    limit: int = 1000
+    after: str = ""
+    prefix: str = ""
+    newest: bool = False
 
 
 class ControllerService(Protocol):
@@ -227,7 +225,7 @@ class ControllerService(Protocol):
 
     async def create_task(self, agent: str, spec: Mapping[str, object]) -> IngestAnswer: ...
 
-    def agents(self) -> tuple[AgentSeen, ...]: ...
+    def agents(self, page: AgentPage) -> tuple[AgentSeen, ...]: ...
 
     async def latest(self, agent: str, kind: str) -> tuple[Record, bytes]: ...
 

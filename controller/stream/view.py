@@ -310,6 +310,30 @@ class View:
             sql, values = f"{sql} WHERE r.stream=?", (self._stream(stream)[0],)
         return tuple(AgentSummary(*row) for row in self._tables.all(f"{sql} ORDER BY a.name", values))
 
+    def agent_page(
+        self, *, after: str = "", prefix: str = "", newest: bool = False, limit: int = 1000
+    ) -> tuple[AgentSummary, ...]:
+        """So many agents at most, without the controllers' own: by name, those ``after`` one; or those with the newest records
+        first. ``prefix``: of the name. Names are compared by code point."""
+        values: list[Any] = [Kind.CANARY, Kind.OPENING, prefix]
+        where = "no NOT IN (SELECT agent FROM heads WHERE kind IN (?, ?)) AND name >= ?"
+        if prefix:
+            where, values = f"{where} AND name < ?", [*values, prefix + chr(0x10FFFF)]
+        if after and not newest:
+            where, values = f"{where} AND name > ?", [*values, after]
+        order = "latest_ord DESC, name" if newest else "name"
+        page = f"SELECT * FROM agents WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608 - own texts
+        columns = "a.name, a.records, r.id, r.kind, r.seq, r.received_at, r.attempt"
+        sql = f"SELECT {columns} FROM ({page}) a JOIN records r ON r.no = a.latest ORDER BY {order}"  # noqa: S608 - own texts
+        rows = self._tables.all(sql, (*values, limit))
+        return tuple(AgentSummary(*row) for row in rows)
+
+    def agent_count(self) -> int:
+        """Number of agents, without the controllers' own."""
+        own = "SELECT count(DISTINCT agent) FROM heads WHERE kind IN (?, ?)"
+        sql = f"SELECT (SELECT count(*) FROM agents) - ({own})"  # noqa: S608 - own texts
+        return int(self._tables.one(sql, (Kind.CANARY, Kind.OPENING))[0])
+
     def find(self, agent: str, id: str) -> tuple[str, int] | None:  # noqa: A002 - the word that Record uses
         """SHA-256 of a record's body and the segment in which it first stood; None for an unknown record."""
         row = self._tables.one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,14 +13,17 @@ from urllib.parse import unquote
 
 import httpx
 
+from controller.agent import AsyncCheckpoints
 from controller.domain.model import Encoding, Frame, Record
 from controller.errors import DrError
+from controller.lab.virtual_time import VirtualClock
 from controller.stream.delta import open_frame
 from controller.stream.segment import decode_frames
 
 FaultResult = tuple[int, bytes] | None
 Fault = Callable[["WireController", str], Any]
-"""Called with (controller, moment): moment "before" or "after" the work. May raise, sleep, or return (status, body)."""
+"""Called with (controller, moment): moment "before" or "after" the work. May raise, sleep, or return (status, body) or
+(status, body, headers)."""
 
 
 @dataclass
@@ -28,6 +32,8 @@ class Store:
 
     records: dict[tuple[str, str], tuple[Record, bytes]] = field(default_factory=dict)
     encodings: list[tuple[str, str, str]] = field(default_factory=list)
+    sent_bytes: int = 0
+    """Of payloads, as they came over the wire."""
     stores: int = 3
     fail_copies: bool = False
     attempts: dict[str, int] = field(default_factory=dict)
@@ -62,8 +68,13 @@ class Store:
                 base = self.records.get((record.agent, frame.base or ""))
                 if base is None:
                     return failed("unknown_base")
+            try:
+                body = open_frame(frame, base[1] if base else None)
+            except DrError as error:
+                return failed(error.code, error.message)
             self.encodings.append((record.agent, record.id, frame.encoding.value))
-            self.records[record.agent, record.id] = (record, open_frame(frame, base[1] if base else None))
+            self.sent_bytes += len(frame.payload)
+            self.records[record.agent, record.id] = (record, body)
         status = "acknowledged" if known is None else "duplicate"
         return {**answer, "status": status, "seq": len(self.records), "copies": max(record.copies, 1)}
 
@@ -80,6 +91,8 @@ class WireController:
     active_address: str | None = None
     fault: Fault | None = None
     calls: list[str] = field(default_factory=list)
+    received_bytes: int = 0
+    """Of bodies of requests."""
     batches: list[int] = field(default_factory=list)
     beats: list[dict[str, Any]] = field(default_factory=list)
     assignments: list[dict[str, Any]] = field(default_factory=list)
@@ -97,7 +110,7 @@ class WireController:
                 if asyncio.iscoroutine(result):
                     result = await result
                 if result is not None:
-                    return result[0], {}, result[1]
+                    return result[0], dict(*result[2:]), result[1]
         return status, headers, answer
 
     def _work(self, method: str, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -121,6 +134,7 @@ class WireController:
         if parts[0] == "records":
             frames = decode_frames(body)
             self.batches.append(len(frames))
+            self.received_bytes += len(body)
             acks = [self.store.put(item) for item in frames]
             return self._json({"epoch": self.epoch, "right_seconds": self.right_seconds, "acks": acks})
         if parts[0] == "tasks":
@@ -133,7 +147,15 @@ class WireController:
                 "error": None,
             }
             return self._json({"epoch": self.epoch, "right_seconds": self.right_seconds, "acks": [ack]})
+        if parts == ["agents"]:
+            return self._agents(dict(item.split("=", 1) for item in query.split("&")))
         return self._read(parts[1], parts[2:], query)
+
+    def _agents(self, asked: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+        names = sorted({agent for agent, _ in self.store.records})
+        wanted = [n for n in names if n > unquote(asked["after"]) and n.startswith(unquote(asked["prefix"]))]
+        seen = {"records": 1, "latest_id": "1", "latest_seq": 1, "received_at": 1.0, "attempt": 0, "host": ""}
+        return self._json([{"agent": name, **seen} for name in wanted[: int(asked["limit"])]])
 
     def _read(self, agent: str, rest: list[str], query: str) -> tuple[int, dict[str, str], bytes]:
         mine = [item for key, item in self.store.records.items() if key[0] == agent]
@@ -170,3 +192,37 @@ class WireTransport(httpx.AsyncBaseTransport):
         except ConnectionResetError as error:
             raise httpx.ReadError("reset", request=request) from error
         return httpx.Response(status, headers=headers, content=answer, request=request)
+
+
+A, B, C = "http://a:1", "http://b:1", "http://c:1"
+STATE = b"".join(b"line %d of a state that repeats most of itself\n" % n for n in range(200))
+
+
+class World:
+    """Controllers a and b of one group, and a client of both."""
+
+    def __init__(self, **options: Any) -> None:
+        self.store = Store()
+        self.a = WireController(A, self.store)
+        self.b = WireController(B, self.store, active=False, active_address=A)
+        self.transport = WireTransport(self.a, self.b)
+        self.clock = VirtualClock()
+        self.options = {"rng": random.Random(7), "timeout_seconds": 10.0, "attempt_seconds": 2.0, **options}
+
+    def client(self, *urls: str, **options: Any) -> AsyncCheckpoints:
+        return AsyncCheckpoints(urls or (A, B), clock=self.clock, transport=self.transport, **{**self.options, **options})
+
+
+async def hang(_: WireController, moment: str) -> None:
+    await asyncio.sleep(1e6)
+
+
+def lose_answer(times: int) -> Any:
+    left = [times]
+
+    def fault(_: WireController, moment: str) -> None:
+        if moment == "after" and left[0] > 0:
+            left[0] -= 1
+            raise ConnectionResetError
+
+    return fault

@@ -13,6 +13,7 @@ from controller.adapters.memory.region_store import MemoryRegionStore, MemorySto
 from controller.domain.approval import Approval, Gate, gate, statement
 from controller.domain.model import (
     Ack,
+    AgentSeen,
     Assignment,
     Authority,
     Beat,
@@ -48,7 +49,7 @@ from controller.runtime.archive import Archive
 from controller.runtime.audit import GENESIS, entry_hash
 from controller.runtime.fleet import FleetManager
 from controller.runtime.service import (
-    AgentSeen,
+    AgentPage,
     ApprovalRequest,
     ApprovalSeen,
     AuditEntry,
@@ -241,8 +242,12 @@ class FakeService:
         self.tasks[agent] = spec
         return IngestAnswer(7, self.right_seconds, (Ack(agent, "task-1", "acknowledged", 1043, 1),))
 
-    def agents(self) -> tuple[AgentSeen, ...]:
-        return self.seen_agents
+    def agents(self, page: AgentPage) -> tuple[AgentSeen, ...]:
+        self.calls.append(f"agents {page.limit} {page.after} {page.prefix} {page.newest}")
+        found = [one for one in self.seen_agents if one.agent.startswith(page.prefix)]
+        found = found if page.newest else [one for one in found if one.agent > page.after]
+        order = sorted(found, key=lambda one: (-one.received_at, one.agent) if page.newest else (0.0, one.agent))
+        return tuple(order[: page.limit])
 
     async def latest(self, agent: str, kind: str) -> tuple[Record, bytes]:
         self._enter("latest")

@@ -3,55 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from controller.agent import AsyncCheckpoints, Fenced, NotAllAcknowledged, Spool, SpoolFull, StaleEpoch
+from controller.agent import Fenced, NotAllAcknowledged, Spool, SpoolFull, StaleEpoch
 from controller.agent.client import SPOOLED
 from controller.agent.endpoints import LEARNED_MAX, TRIP, Endpoints
-from controller.agent.memory import CHAIN, DeltaMemory
+from controller.agent.memory import CHAIN, DeltaMemory, Previous
 from controller.agent.spool import OVERHEAD, Letter
 from controller.domain.model import Beat, Running
 from controller.errors import Conflict, Corrupt, Misconfigured, NotFound, OutcomeUnknown, Refused, Throttled, Unavailable
 from controller.lab.virtual_time import VirtualClock, run_virtual
-from tests.support.agent_wire import Store, WireController, WireTransport
-
-A, B, C = "http://a:1", "http://b:1", "http://c:1"
-STATE = b"".join(b"line %d of a state that repeats most of itself\n" % n for n in range(200))
-
-
-class World:
-    """Controllers a and b of one group, and a client of both."""
-
-    def __init__(self, **options: Any) -> None:
-        self.store = Store()
-        self.a = WireController(A, self.store)
-        self.b = WireController(B, self.store, active=False, active_address=A)
-        self.transport = WireTransport(self.a, self.b)
-        self.clock = VirtualClock()
-        self.options = {"rng": random.Random(7), "timeout_seconds": 10.0, "attempt_seconds": 2.0, **options}
-
-    def client(self, *urls: str, **options: Any) -> AsyncCheckpoints:
-        return AsyncCheckpoints(urls or (A, B), clock=self.clock, transport=self.transport, **{**self.options, **options})
-
-
-async def hang(_: WireController, moment: str) -> None:
-    await asyncio.sleep(1e6)
-
-
-def lose_answer(times: int) -> Any:
-    left = [times]
-
-    def fault(_: WireController, moment: str) -> None:
-        if moment == "after" and left[0] > 0:
-            left[0] -= 1
-            raise ConnectionResetError
-
-    return fault
+from tests.support.agent_wire import STATE, A, B, C, WireController, World, hang, lose_answer
 
 
 def test_a_put_is_acknowledged_and_extends_the_right_from_when_it_was_sent() -> None:
@@ -103,7 +70,7 @@ def test_a_client_that_is_told_when_to_come_again_waits_that_long_and_leaves_the
         world.a.fault = busy
         async with world.client(A) as client:
             assert (await client.put("agent", "1", b"body")).status == "acknowledged"
-        pauses = [after - before for before, after in zip(calls, calls[1:], strict=False)]
+        pauses = [after - before for before, after in itertools.pairwise(calls)]
         assert len(pauses) == 4
         assert all(1.25 <= pause <= 2.25 for pause in pauses)
 
@@ -321,7 +288,7 @@ def test_the_memory_for_deltas_is_bounded() -> None:
         memory.acknowledged(f"agent-{n}", "checkpoint", "1", b"x" * 300, None)
     assert memory.bytes == 900
     assert memory.previous("agent-0", "checkpoint") is None
-    assert memory.previous("agent-9", "checkpoint") == ("1", b"x" * 300)
+    assert memory.previous("agent-9", "checkpoint") == Previous("1", b"x" * 300, 0)
     memory.acknowledged("huge", "checkpoint", "1", b"x" * 1001, None)
     assert memory.bytes == 900
     memory.acknowledged("agent-0", "checkpoint", "2", b"y", "1")  # its base was forgotten: the depth is not known

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from controller.domain.model import Encoding, Frame, Record, Role, Unknown
+from controller.domain.model import AgentSeen, Encoding, Frame, Record, Role, Unknown
 from controller.errors import Corrupt, FenceLost, NotActive, OutcomeUnknown, Unavailable
 from controller.runtime.api import create_app
 from controller.runtime.api_documents import LagDocument
 from controller.runtime.api_door import MAX_JSON_BYTES
-from controller.runtime.service import AgentSeen, Incident, JournalEntry, PlanDocument, PlanRequest, Status
+from controller.runtime.service import Incident, JournalEntry, PlanDocument, PlanRequest, Status
 from controller.stream.segment import encode_frames
 from tests.support.fake_service import FakeService, sha256
 

@@ -20,13 +20,13 @@ import yaml
 from controller.adapters.identity import SshIdentity, generate_key
 from controller.cli import main, render
 from controller.cli.session import parse_duration
-from controller.domain.model import Unknown
+from controller.domain.model import AgentSeen, Unknown
 from controller.domain.plan import NO_LOSS
 from controller.domain.promotion import Event, State
 from controller.errors import OutcomeUnknown, Unavailable
 from controller.runtime import wording
 from controller.runtime.api import create_app
-from controller.runtime.service import AgentSeen, Incident
+from controller.runtime.service import Incident
 from controller.runtime.wording import duration, loss_seconds, visible
 from tests.support.fake_service import FakeClock, FakeService, make_loss
 
@@ -172,8 +172,8 @@ def test_lists_are_printed(site: Site, drctl: Drctl) -> None:
     agents = drctl("agents", "--limit", "2")
     assert "agent-59" in agents.out
     assert "agent-57" not in agents.out
-    assert "2 of 60 agents" in agents.out
-    assert len(json.loads(drctl("agents", "-o", "json").out)) == 60
+    assert "2 agents; there may be more: --limit, --prefix, or --all" in agents.out
+    assert [one["agent"] for one in json.loads(drctl("agents", "--limit", "2", "-o", "json").out)] == ["agent-59", "agent-58"]
     assert "no open incidents" in drctl("incidents").out
     site.service.open_incidents.append(Incident("i1", "k", "gone", "d", 1.7e9, "a", closed_at=1.7e9 + 1))
     assert "gone" not in drctl("incidents").out
@@ -184,6 +184,21 @@ def test_lists_are_printed(site: Site, drctl: Drctl) -> None:
     assert plan in drctl("plan", "list").out
     assert "No step" in drctl("journal", plan).out
     assert drctl("version").out.startswith("drctl ")
+
+
+def test_a_hundred_thousand_agents_are_listed_page_by_page(site: Site, drctl: Drctl) -> None:
+    site.service.seen_agents = tuple(AgentSeen(f"agent-{n:06d}", 1, "r", 1, 1.7e9, 0) for n in range(100_000))
+    assert len(json.loads(drctl("agents", "--limit", "1000", "-o", "json").out)) == 1000
+    assert drctl("agents", "--limit", "1001").code == 2
+    some = drctl("agents", "--after", "agent-001234", "--limit", "2")
+    assert "agent-001235" in some.out
+    assert "--after agent-001236, or --all" in some.out
+    site.service.calls.clear()
+    found = json.loads(drctl("agents", "--all", "--prefix", "agent-00", "-o", "json").out)
+    assert [one["agent"] for one in found] == [f"agent-{n:06d}" for n in range(10_000)]
+    pages = [call for call in site.service.calls if call.startswith("agents")]
+    assert len(pages) == 11
+    assert all(call.startswith("agents 1000 ") for call in pages)
 
 
 def test_text_from_a_server_cannot_act_on_the_terminal(site: Site, drctl: Drctl) -> None:

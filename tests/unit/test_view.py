@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.domain.model import GENESIS, Encoding, Frame
+from controller.domain.model import GENESIS, Encoding, Frame, Kind
 from controller.errors import Conflict, Corrupt, Misconfigured, NotFound, Refused, Unavailable
 from controller.stream import indexing, tables
 from controller.stream.limits import MAX_CHAIN, ORIGIN
@@ -426,3 +426,21 @@ def test_five_hundred_records_are_indexed_in_a_fraction_of_a_second(tmp_path: Pa
     began = time.perf_counter()
     view.apply(segment, last.chain, last.ref, len(last.data))
     assert time.perf_counter() - began < 0.3  # 17 ms on an idle core
+
+
+def test_agents_are_listed_page_by_page_without_the_controllers_own() -> None:
+    names = [f"agent-{n:02d}" for n in range(25)] + ["zoo", "ärger"]
+    history = History()
+    for n, name in enumerate(reversed(names)):
+        history.add([history.step(name, f"r{n}", n)])
+    history.add([history.step("a-canary", "1", 98, kind=Kind.CANARY), history.step("an-epoch", "1", 99, kind=Kind.OPENING)])
+    view = viewed(history)
+    assert view.agent_count() == len(names) == len(view.agents()) - 2
+    found: list[str] = []
+    while page := view.agent_page(after=found[-1] if found else "", limit=10):
+        assert len(page) <= 10
+        found += [one.agent for one in page]
+    assert found == names
+    assert [one.agent for one in view.agent_page(newest=True, limit=3)] == names[:3]
+    assert [one.agent for one in view.agent_page(prefix="agent-1", limit=100)] == [f"agent-1{n}" for n in range(10)]
+    assert [one.agent for one in view.agent_page(prefix="agent-1", after="agent-17", limit=100)] == ["agent-18", "agent-19"]
