@@ -157,7 +157,7 @@ class PlanBook:
         found = await read(self._coordinator, self._keys.plan(plan_id), PlanRecord)
         if found is None:
             raise NotFound(f"there is no plan {plan_id}", hint="`drctl plan list` shows the plans")
-        return found
+        return _intact(found)
 
     async def all(self) -> tuple[Seen[PlanRecord], ...]:
         """All plans, oldest first. Decodes only what changed since the last look: loops call this at every tick."""
@@ -167,7 +167,9 @@ class PlanBook:
             known = self._decoded.get(item.key)
             fresh = known is not None and known.revision == item.mod_revision
             try:
-                found[item.key] = known if known and fresh else Seen(decode(PlanRecord, item.value, where=item.key), item)
+                found[item.key] = (
+                    known if known and fresh else _intact(Seen(decode(PlanRecord, item.value, where=item.key), item))
+                )
             except Corrupt as error:  # another version's, or edited by hand: it must not stop the other plans
                 unreadable[item.key] = error.message
         self._decoded, self.unreadable = found, unreadable
@@ -205,8 +207,26 @@ class PlanBook:
         return PlanDocument(shown, rows, await self.journal(plan_id), judged.missing, _next(shown, judged))
 
     def judge(self, record: PlanRecord, approvals: Sequence[Approval], *, minimum_left_seconds: float = 0.0) -> Gate:
-        """The gate on what was signed."""
-        return gate(record, approvals, self._clock.wall(), minimum_left_seconds=minimum_left_seconds)
+        """The gate on what was signed. Signatures are verified each time: what lies in etcd may have been put there by hand, and
+        a key may have been taken off the list since. Raises Misconfigured when the list cannot be read."""
+        unsigned = {id(approval): why for approval in approvals if (why := self._unsigned(approval))}
+        signed = [approval for approval in approvals if id(approval) not in unsigned]
+        judged = gate(record, signed, self._clock.wall(), minimum_left_seconds=minimum_left_seconds)
+        if not unsigned:
+            return judged
+        bad = tuple((approval.principal, unsigned[id(approval)]) for approval in approvals if id(approval) in unsigned)
+        return replace(judged, rejected=(*judged.rejected, *bad))
+
+    def _unsigned(self, approval: Approval) -> str:
+        """Why the signature beside an approval does not make it; "" when it does."""
+        try:
+            message = statement(
+                self._keys.group, approval.plan, approval.digest, approval.decision, approval.principal, approval.expires_at
+            )
+            signer = self._identity.verify(message, approval.signature, approval.principal)
+        except (Refused, ValueError) as error:
+            return f"is not signed as it stands: {error}"
+        return "" if signer.fingerprint == approval.fingerprint else "names another key than the one that signed it"
 
     # -------------------------------------------------------------------------------------------------- approving
 
@@ -372,6 +392,16 @@ class PlanBook:
         result = await self._coordinator.txn(list(compare), [Put(self._keys.journal(plan_id, entry.step), encode(entry))])
         if not result.succeeded:
             raise Conflict(f"the journal of plan {plan_id} is not ours to write", hint="another instance runs this plan")
+
+
+def _intact(found: Seen[PlanRecord]) -> Seen[PlanRecord]:
+    """The same, unless the plan is not the one whose digest people sign. Raises Corrupt."""
+    if digest(found.value.plan) != found.value.digest:
+        raise Corrupt(
+            f"{found.item.key}: the plan's content does not give its digest {found.value.digest[:16]}…",
+            hint="it was edited by hand, or a controller of another version wrote it; make a new plan",
+        )
+    return found
 
 
 def approvable(record: PlanRecord, plan_ttl_seconds: float) -> PlanRecord:
