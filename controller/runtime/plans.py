@@ -199,8 +199,8 @@ class PlanBook:
                 seen.value.decision,
                 seen.value.expires_at,
                 seen.value.at,
-                seen.value.principal in judged.valid,
-                why.get(seen.value.principal, ""),
+                seen.value.principal in judged.valid and not self._unsigned(seen.value),
+                self._unsigned(seen.value) or why.get(seen.value.principal, ""),
             )
             for seen in approvals
         )
