@@ -50,9 +50,11 @@ def test_any_json_is_a_document_or_corrupt(kind: type[Any], value: Any) -> None:
 
 @given(st.sampled_from(KINDS), st.binary(max_size=60), st.integers(0, 5000))
 def test_any_bytes_and_any_depth_are_corrupt(kind: type[Any], noise: bytes, depth: int) -> None:
-    for data in (noise, b"[" * depth, b'{"a":' * depth, b"{" + noise + b"}"):
+    for data in (b"[" + noise, b"[" * depth, b'{"a":' * depth):
         with pytest.raises(Corrupt):
             decode(kind, data)
+    with contextlib.suppress(Corrupt):  # `{}` is a document of some kinds
+        decode(kind, b"{" + noise + b"}")
 
 
 def bent(document: bytes, rng: random.Random) -> bytes:
