@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS := controller,lab,langgraph,openai-agents,strands,dev
 
-# Arguments that people may give: make demo AGENTS=500 ARGS="--keep"; make test PYTEST_ARGS="-k lease -x"
+# Arguments that people may give: make bench ARGS="--quick"; make demo AGENTS=500 ARGS="--keep"; make test PYTEST_ARGS="-k lease -x"
 AGENTS      ?=
 ARGS        ?=
 PYTEST_ARGS ?=
@@ -17,7 +17,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help setup demo test test-fast simulate fuzz lint lock clean
+.PHONY: help setup demo test test-fast simulate fuzz bench lint lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -58,6 +58,9 @@ simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N,
 
 fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -o timeout=0 tests/fuzz $(PYTEST_ARGS)
+
+bench: setup ## measure beside a peer and write tests/benchmarks/README.md, about 15 minutes (ARGS="--quick")
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@{ echo '# Every dependency of every extra, for every Python and platform that pyproject.toml allows, with hashes.'; \
