@@ -32,6 +32,12 @@ def quorum_lacks(stores: Collection[str], fenced: Collection[str]) -> str | None
     )
 
 
+def every_quorum_meets(stores: Collection[str], having: Collection[str]) -> bool:
+    """Whether each set of stores that may be a fence quorum has one of ``having``: what lies in all of those is found whichever
+    stores answer. With two stores a quorum is one, so both are needed."""
+    return len(set(stores) & set(having)) > len(set(stores)) - fence_quorum(stores)
+
+
 def unfenced_sole_ackers(sole_ackers: Collection[str], fenced: Collection[str]) -> tuple[str, ...]:
     """Stores that may hold acknowledgements which no other store has, and that were not fenced and read."""
     return tuple(sorted(set(sole_ackers) - set(fenced)))

@@ -149,10 +149,12 @@ class StreamWriter:
         self.frozen = ""
 
     def drained(self) -> bool:
-        """Whether all that was taken is committed in every store that answers, and those are at least the fence quorum."""
+        """Whether all that was taken is committed in every store that answers, and those are a fence quorum and meet every
+        other one: then nobody may have acknowledged alone."""
         done = [pump.region for pump in self.pumps.values() if pump.attached and pump.seq == self._seq]
         behind = [pump.region for pump in self.pumps.values() if pump.attached and pump.seq < self._seq]
-        return not self._queue and not behind and replication.quorum_lacks(tuple(self._stores), done) is None
+        enough = replication.quorum_lacks(tuple(self._stores), done) is None
+        return not self._queue and not behind and enough and replication.every_quorum_meets(tuple(self._stores), done)
 
     # ----------------------------------------------------------------------------------------------------- taking
 

@@ -443,6 +443,15 @@ def test_the_fence_quorum_leaves_out_one_store_and_never_all(stores: int, quorum
     assert replication.fence_quorum(REGIONS[:stores]) == quorum
 
 
+@pytest.mark.parametrize("stores", [1, 2, 3, 4, 5])
+def test_enough_stores_to_be_met_by_every_quorum_are_exactly_those_that_each_quorum_meets(stores: int) -> None:
+    names = REGIONS[:stores]
+    quorums = [set(quorum) for quorum in combinations(names, replication.fence_quorum(names))]
+    for size in range(stores + 1):
+        for having in combinations(names, size):
+            assert replication.every_quorum_meets(names, having) == all(quorum & set(having) for quorum in quorums)
+
+
 @given(st.integers(2, 5), st.data())
 def test_a_fence_quorum_meets_every_two_stores(stores: int, data: st.DataObject) -> None:
     names = REGIONS[:stores]

@@ -423,6 +423,24 @@ def test_a_greater_epoch_in_any_store_ends_the_writer(region: str) -> None:
     story(steps, limits=replace(LIMITS, ack_timeout_seconds=60.0))
 
 
+@pytest.mark.parametrize("regions", [(HOME, NEAR), REGIONS])
+def test_a_writer_has_not_drained_while_only_the_home_store_has_everything(regions: tuple[str, ...]) -> None:
+    async def steps(rig: Rig) -> None:
+        await rig.open(start=False)
+        rig.freeze(*(region for region in regions if region != HOME))
+        rig.writer.start()
+        await rig.one("r1")
+        rig.writer.freeze("a planned move")
+        await rig.wait(1.0)
+        assert rig.seqs()[HOME] == 1
+        assert not rig.writer.drained(), "another quorum may be fenced, and it has nothing"
+        rig.thaw(*regions)
+        await rig.everywhere()
+        await rig.until(rig.writer.drained)
+
+    story(steps, regions=regions)
+
+
 def test_stopping_fails_what_waits_with_an_unknown_outcome_and_acknowledges_nothing_afterwards() -> None:
     async def steps(rig: Rig) -> None:
         await rig.open()
