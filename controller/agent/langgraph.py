@@ -71,7 +71,7 @@ from controller.agent.threads import (
     stands_in,
 )
 from controller.errors import NotFound, Refused
-from controller.stream.live import ATTACHED, CLEARS, NEEDS, PARENT, RANK, REPEAT, STAYS, SUBJECT, WITHIN, YES
+from controller.stream.live import ATTACHED, CLEARS, NEEDS, PARENT, PARENT_WRITES, RANK, REPEAT, STAYS, SUBJECT, WITHIN, YES
 
 if TYPE_CHECKING:  # newer than the oldest version that this module works with
     from langgraph.checkpoint.base import DeltaChannelHistory
@@ -180,7 +180,7 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
             meta["run"] = str(run)
         if parent is not None:
             meta["parent"] = parent
-            meta["parent_writes"] = str(known_writes(journal, (ns, parent)))
+            meta[PARENT_WRITES] = str(known_writes(journal, (ns, parent)))
             if metadata.get("counters_since_delta_snapshot"):
                 meta[NEEDS] = PARENT
         outer = enclosing(ns, metadata.get("parents") or {})

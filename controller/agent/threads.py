@@ -16,7 +16,7 @@ import msgspec
 from controller.agent.journal import Journal, escape
 from controller.domain.model import Kind, Record
 from controller.errors import Corrupt
-from controller.stream.live import RANK, SUBJECT
+from controller.stream.live import RANK, SUBJECT, parent_writes
 
 Key = tuple[str, str]
 """Namespace and checkpoint id."""
@@ -140,10 +140,7 @@ def parse(records: Sequence[Record]) -> Thread:
             thread.writes.setdefault(key, []).append(record)
             thread.places[*key, meta.get("task", "")] = place
         else:
-            count = meta.get("parent_writes", "0")
-            thread.entries[key] = Entry(
-                *key, meta.get("parent"), meta.get("run", ""), int(count) if count.isdigit() else 0, record
-            )
+            thread.entries[key] = Entry(*key, meta.get("parent"), meta.get("run", ""), parent_writes(record), record)
             thread.shown.add(key)
             thread.places[key] = place
     return thread

@@ -9,6 +9,7 @@ keys of a storage, the turns of a conversation. Whoever writes a record says in 
 | ``rank``     | the greatest rank of a subject counts, then the newest. Absent: the newest |
 | ``stays``    | ``1``: superseded by nothing but a record that clears |
 | ``needs``    | ``parent``: useless without the record that its ``parent`` names, and so on up the chain |
+| ``parent_writes`` | beside ``needs``: so many records were attached to the parent when this one was written; all are needed |
 | ``attached`` | ``1``: belongs to the record that its ``parent`` names; live exactly as long as that one |
 | ``within``   | id of a record: of interest only while that one is live (a subgraph's step, inside the step of its graph) |
 | ``clears``   | ``1``: the agent's log begins anew: earlier records are dead, but for those of the controllers' own kinds |
@@ -20,6 +21,7 @@ kept costs space; too little is found out when the state is read (``IncompleteHi
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from controller.domain.fleet import open_intents
@@ -27,6 +29,7 @@ from controller.domain.model import Kind, Record
 
 SUBJECT, RANK, STAYS, CLEARS = "subject", "rank", "stays", "clears"
 NEEDS, ATTACHED, WITHIN = "needs", "attached", "within"
+PARENT_WRITES = "parent_writes"
 YES = "1"
 PARENT = "parent"
 """The one thing that ``needs`` may name."""
@@ -75,6 +78,31 @@ def live(records: Sequence[Record]) -> frozenset[str]:
         if record.parent is not None and record.meta.get(NEEDS) == PARENT:
             todo.extend(by_name.get(plain(record.parent), ()))
     return frozenset(kept)
+
+
+def whole(record: Record, older: Iterable[Record]) -> bool:
+    """Whether everything that a record needs is among the agent's ``older`` records (newest first): its parents down to one
+    that needs none, and what was attached to each. A state without a part of its chain is not restorable."""
+    attached: Counter[str] = Counter()
+    child = record
+    if child.meta.get(NEEDS) != PARENT:
+        return True
+    for found in older:
+        if _is_attached(found):
+            attached[plain(found.parent or "")] += 1
+        elif plain(found.id) == plain(child.parent or ""):
+            if attached[plain(found.id)] < parent_writes(child):
+                return False
+            if found.meta.get(NEEDS) != PARENT:
+                return True
+            child = found
+    return False
+
+
+def parent_writes(record: Record) -> int:
+    """Records attached to the parent that are needed; what is no number is none."""
+    count = record.meta.get(PARENT_WRITES, "")
+    return int(count) if count.isascii() and count.isdigit() else 0
 
 
 def _is_attached(record: Record) -> bool:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from controller.domain.model import GENESIS, Encoding, Kind, Record, SegmentRef
 from controller.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from controller.stream.indexing import ColdBase, Round
 from controller.stream.limits import DEFAULT_LIMITS, MAX_CHAIN, Limits
+from controller.stream.live import NEEDS, whole
 from controller.stream.segment import Segment
 from controller.stream.tables import BAD_BODY, Tables, pack, unpack
 
@@ -370,12 +372,23 @@ class View:
         return None if row is None else (_record(row), self._warm_or_raise(row))
 
     def restorable(self, agent: str) -> Record | None:
-        """The newest checkpoint whose body was decoded and hashed here; None when there is none."""
+        """The newest checkpoint that was decoded and hashed here with all that it stands on (``live.whole``: a state that is
+        stored as changes needs its parents); None when there is none."""
         rows = self._tables.all(
             f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.kind=? AND r.verified > 0 ORDER BY r.ord DESC, r.no DESC LIMIT 1",
             (agent, Kind.CHECKPOINT),
         )
-        return _record(rows[0]) if rows else None
+        newest = _record(rows[0]) if rows else None
+        if newest is None or NEEDS not in newest.meta:
+            return newest
+        every = [
+            _record(row)
+            for row in self._tables.all(
+                f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.verified > 0 ORDER BY r.ord DESC, r.no DESC", (agent,)
+            )
+        ]
+        checkpoints = ((place, one) for place, one in enumerate(every) if one.kind == Kind.CHECKPOINT)
+        return next((one for place, one in checkpoints if whole(one, islice(every, place + 1, None))), None)
 
     def kinds(self, kind: str) -> Iterator[tuple[Record, bytes]]:
         """The newest record of this kind for every agent that has one, by agent's name. Raises Unavailable like ``latest``."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from controller.domain.model import Kind, Record
-from controller.stream.live import live
+from controller.stream.live import live, whole
 
 
 def record(name: str, kind: str = Kind.CHECKPOINT, parent: str | None = None, **meta: str) -> Record:
@@ -75,3 +75,20 @@ def test_what_stays_is_kept_until_the_log_begins_anew() -> None:
 def test_an_intent_of_unknown_outcome_is_never_forgotten(clear: list[Record]) -> None:
     log = [record("pay", Kind.INTENDED), record("mail", Kind.INTENDED), record("x", Kind.DONE, "mail"), *clear, record("1")]
     assert live(log) - {"c"} == {"pay", "x", "1"}
+
+
+CHAIN = [
+    record("1"),
+    record("w1", "writes", "1", attached="1"),
+    record("w1b", "writes", "1", attached="1"),
+    record("2", parent="1", needs="parent", parent_writes="2"),
+    record("w2", "writes", "2", attached="1"),
+    record("3", parent="2", needs="parent", parent_writes="1"),
+]
+
+
+@pytest.mark.parametrize("missing", ["", "1", "w1", "w1b", "2", "w2"])
+def test_a_state_is_whole_only_with_every_parent_and_all_that_was_attached_to_it(missing: str) -> None:
+    log = [one for one in CHAIN if one.id != missing]
+    assert whole(log[-1], reversed(log[:-1])) == (not missing)
+    assert whole(CHAIN[0], [])

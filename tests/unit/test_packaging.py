@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -103,3 +104,78 @@ def test_the_wheel_holds_the_package_its_types_and_its_license_and_nothing_else(
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"controller"}
     entry_points = next(name for name in names if name.endswith("entry_points.txt"))
     assert "drctl = controller.cli.main:main" in zipfile.ZipFile(wheel).read(entry_points).decode()
+
+
+# ---------------------------------------------------------------------------------------------- beside what agents have
+
+
+def run(*words: str, stdin: str = "", seconds: float = 110) -> subprocess.CompletedProcess[str]:
+    """In the checkout, with the package registry that the environment is configured for."""
+    return subprocess.run(words, cwd=ROOT, input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def no_registry(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether a resolver failed because it could not ask, not because the answer was no."""
+    said = (done.stdout + done.stderr).lower()
+    return done.returncode != 0 and any(
+        word in said for word in ("connection", "network", "dns error", "timed out", "error sending request", "failed to fetch")
+    )
+
+
+def resolve(*wanted: str) -> dict[str, Version]:
+    """What uv would install: nothing is. Where only pip knows the way to a registry, what pip would."""
+    done = run(sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "-", stdin="\n".join(wanted))
+    if no_registry(done):
+        done = run(
+            sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", *wanted
+        )
+        if no_registry(done):
+            pytest.skip(f"no package registry can be reached: {done.stderr.strip().splitlines()[-1:]}")
+        assert done.returncode == 0, done.stderr
+        found = [entry["metadata"] for entry in json.loads(done.stdout)["install"]]
+        return {canonicalize_name(one["name"]): Version(one["version"]) for one in found}
+    assert done.returncode == 0, f"{wanted} do not resolve:\n{done.stderr}"
+    pins = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\n]+)", done.stdout, re.MULTILINE)
+    return {canonicalize_name(name): Version(version) for name, version in pins}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "[langgraph]"])
+def test_the_peers_checkpointer_resolves_beside_ours(extra: str) -> None:
+    """It needs a newer boto3 than any aioboto3 allows: it is what the base must never bring."""
+    found = resolve(f".{extra}", "langgraph-checkpoint-aws")
+    assert found["langgraph-checkpoint-aws"] >= Version("1")
+    assert found["boto3"] > Version("1.40.61"), "what aioboto3 15.5 pins: this test would prove nothing"
+    assert {"httpx", "msgspec"} <= set(found)
+    assert not {"aioboto3", "etcd3", "grpcio"} & set(found)
+    conflict = run(
+        sys.executable, "-m", "uv", "pip", "compile", "--quiet", "-", stdin=".[controller]\nlanggraph-checkpoint-aws>=1.2"
+    )
+    assert conflict.returncode != 0, "the two can be installed together now: drop the extra that keeps them apart"
+
+
+@pytest.mark.slow
+def test_the_base_alone_in_a_fresh_environment_is_light_and_imports(tmp_path: Path) -> None:
+    build = run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path))
+    assert build.returncode == 0, build.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    fresh = tmp_path / "fresh"
+    python = str(fresh / "bin" / "python")
+    assert run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, str(fresh)).returncode == 0
+    done = run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, str(wheel))
+    if no_registry(done):
+        pytest.skip(f"no package registry can be reached: {done.stderr.strip().splitlines()[-1:]}")
+    assert done.returncode == 0, done.stderr
+    program = (
+        "import importlib.util, controller.agent, controller.agent.state, controller.agent.sessions\n"
+        "from importlib.metadata import distributions\n"
+        "print(controller.agent.__file__)\n"
+        "print(*[name for name in ('aioboto3', 'boto3', 'botocore', 'etcd3', 'grpc', 'fastapi') if importlib.util.find_spec(name)])\n"
+        "print(*sorted(one.metadata['Name'].lower() for one in distributions()))\n"
+    )
+    seen = subprocess.run([python, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert seen.returncode == 0, seen.stderr
+    place, heavy, installed = seen.stdout.splitlines()
+    assert Path(place).is_relative_to(fresh)
+    assert heavy == ""
+    assert len(installed.split()) <= 15, installed

@@ -444,3 +444,25 @@ def test_agents_are_listed_page_by_page_without_the_controllers_own() -> None:
     assert [one.agent for one in view.agent_page(newest=True, limit=3)] == names[:3]
     assert [one.agent for one in view.agent_page(prefix="agent-1", limit=100)] == [f"agent-1{n}" for n in range(10)]
     assert [one.agent for one in view.agent_page(prefix="agent-1", after="agent-17", limit=100)] == ["agent-18", "agent-19"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "restorable"),
+    [("", "3"), ("1", None), ("w1", "1"), ("2", "1"), ("w2", "2")],
+    ids=lambda value: value or "nothing",
+)
+def test_a_state_whose_chain_is_not_whole_is_not_restorable(missing: str, restorable: str | None) -> None:
+    """It is stored as changes: the newest state that has all its parents and their writes counts, and no empty one."""
+    chain = [
+        ("1", Kind.CHECKPOINT, None, {}),
+        ("w1", "writes", "1", {"attached": "1"}),
+        ("2", Kind.CHECKPOINT, "1", {"needs": "parent", "parent_writes": "1"}),
+        ("w2", "writes", "2", {"attached": "1"}),
+        ("3", Kind.CHECKPOINT, "2", {"needs": "parent", "parent_writes": "1"}),
+    ]
+    history = History()
+    for record_id, kind, parent, meta in chain:
+        if record_id != missing:
+            history.add([frame("agent", record_id, kind, b"changes", parent=parent, meta=meta)])
+    found = viewed(history).restorable("agent")
+    assert (None if found is None else found.id) == restorable
