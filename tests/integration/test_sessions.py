@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,6 +12,7 @@ from controller.agent import AsyncCheckpoints, Checkpoints, Fenced
 from controller.agent.sessions import ReplicatedSession
 from controller.agent.state import load_state, load_state_blocking, save_state, save_state_blocking
 from controller.errors import Refused
+from tests.support.echo import openai_agent, strands_model
 from tests.support.served import ServedController
 
 
@@ -109,24 +109,7 @@ async def test_a_session_keeps_order_pops_and_clears(client: AsyncCheckpoints) -
 
 async def test_the_openai_runner_remembers_a_conversation_that_moved_to_another_region(doomed: ServedController) -> None:
     agents = pytest.importorskip("agents", reason="openai-agents is not installed")
-    responses = pytest.importorskip("openai.types.responses", reason="openai-agents is not installed")
-
-    class EchoModel(agents.Model):  # type: ignore[misc, name-defined]
-        """Says how many user messages it was shown."""
-
-        async def get_response(self, system_instructions: Any, input: Any, *_: Any, **__: Any) -> Any:  # noqa: A002
-            shown = [one for one in input if one.get("role") == "user"]
-            text = responses.ResponseOutputText(text=f"{len(shown)} heard", type="output_text", annotations=[], logprobs=[])
-            message = responses.ResponseOutputMessage(
-                id=f"m{len(shown)}", content=[text], role="assistant", status="completed", type="message"
-            )
-            return agents.ModelResponse(output=[message], usage=agents.Usage(), response_id=None)
-
-        def stream_response(self, *_: Any, **__: Any) -> Any:
-            raise AssertionError("nobody streams here")
-
-    agents.set_tracing_disabled(True)
-    agent = agents.Agent(name="echo", model=EchoModel())
+    agent = openai_agent()
     async with AsyncCheckpoints(doomed.urls) as client:
         session = ReplicatedSession(client, "talk", copies=2)
         assert isinstance(session, agents.Session)
@@ -177,35 +160,14 @@ async def test_a_storage_of_strands_writes_reads_lists_and_deletes(client: Async
 
 def test_a_strands_agent_remembers_a_conversation_that_moved_to_another_region(doomed: ServedController) -> None:
     strands = pytest.importorskip("strands", reason="strands-agents is not installed")
-    from strands.models import Model
     from strands.session.snapshot_session_manager import SnapshotSessionManager
 
     from controller.agent.strands import ReplicatedStorage
 
-    class EchoModel(Model):  # type: ignore[misc]
-        """Says how many user messages it was shown."""
-
-        def update_config(self, **_: Any) -> None: ...
-
-        def get_config(self) -> dict[str, Any]:
-            return {}
-
-        async def structured_output(self, *_: Any, **__: Any) -> Any:
-            raise AssertionError("nobody asks for it")
-            yield {}
-
-        async def stream(self, messages: Any, *_: Any, **__: Any) -> Any:
-            heard = sum(message["role"] == "user" for message in messages)
-            yield {"messageStart": {"role": "assistant"}}
-            yield {"contentBlockStart": {"start": {}}}
-            yield {"contentBlockDelta": {"delta": {"text": f"{heard} heard"}}}
-            yield {"contentBlockStop": {}}
-            yield {"messageStop": {"stopReason": "end_turn"}}
-
     def ask(client: Checkpoints, text: str) -> str:
         storage = ReplicatedStorage(client, "strands/talk", copies=2)
         manager = SnapshotSessionManager(session_id="talk", storage=storage)
-        agent = strands.Agent(model=EchoModel(), session_manager=manager, agent_id="echo", callback_handler=None)
+        agent = strands.Agent(model=strands_model(), session_manager=manager, agent_id="echo", callback_handler=None)
         return str(agent(text)).strip()
 
     with Checkpoints(doomed.urls) as client:

@@ -167,10 +167,11 @@ def test_the_base_alone_in_a_fresh_environment_is_light_and_imports(tmp_path: Pa
         pytest.skip(f"no package registry can be reached: {done.stderr.strip().splitlines()[-1:]}")
     assert done.returncode == 0, done.stderr
     program = (
-        "import importlib.util, controller.agent, controller.agent.state, controller.agent.sessions\n"
+        "import controller.agent, controller.agent.state, controller.agent.sessions\n"
         "from importlib.metadata import distributions\n"
+        "from importlib.util import find_spec\n"
         "print(controller.agent.__file__)\n"
-        "print(*[name for name in ('aioboto3', 'boto3', 'botocore', 'etcd3', 'grpc', 'fastapi') if importlib.util.find_spec(name)])\n"
+        "print(*[name for name in ('aioboto3', 'boto3', 'botocore', 'etcd3', 'grpc', 'fastapi') if find_spec(name)])\n"
         "print(*sorted(one.metadata['Name'].lower() for one in distributions()))\n"
     )
     seen = subprocess.run([python, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
