@@ -21,7 +21,7 @@ import urllib.request
 import zlib
 from base64 import b64encode
 from binascii import unhexlify
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from html import unescape
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -34,6 +34,8 @@ from botocore.httpsession import get_cert_path
 from yarl import URL
 
 _TARGET = "DynamoDB_20120810.UpdateItem"
+_PIECE_BYTES = 256 * 1024
+"""Larger bodies are written piece by piece."""
 _ERROR_MAX_BYTES = 64 * 1024
 """An error document is small; of anything longer (a proxy's page) no more than this is looked at."""
 
@@ -67,7 +69,6 @@ class Wire:
         bucket: str,
         aws_region: str,
         connect_seconds: float,
-        read_seconds: float,
         connections: int,
     ) -> Wire | None:
         """None when a proxy stands between. Sends nothing. The SDK's own rules say where the bucket is (a presigned URL)."""
@@ -79,7 +80,7 @@ class Wire:
         tls = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or get_cert_path(True))
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, ssl=tls, keepalive_timeout=12.0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=read_seconds),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),  # each call has a deadline of its own
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
@@ -99,11 +100,23 @@ class Wire:
             **{f"x-amz-meta-{name}": value for name, value in metadata.items()},
         }
         url = self._bucket_url + quote(key, safe="/~")
+        await self._put(url, memoryview(data), headers, digest, "PutObject")
+
+    async def upload_part(self, key: str, upload: str, number: int, data: memoryview, digest: str) -> str:
+        """One part of a multipart upload. Returns its ETag. Raises ClientError, what aiohttp raises."""
+        url = f"{self._bucket_url}{quote(key, safe='/~')}?partNumber={number}&uploadId={quote(upload, safe='')}"
+        headers = {"x-amz-sdk-checksum-algorithm": "SHA256", "x-amz-checksum-sha256": b64encode(unhexlify(digest)).decode()}
+        return await self._put(url, data, headers, digest, "UploadPart")
+
+    async def _put(self, url: str, data: memoryview, headers: Mapping[str, str], digest: str, operation: str) -> str:
         signed = await self._signed(_KnownDigest, "s3", "PUT", url, headers, digest)
-        async with self._session.put(URL(url, encoded=True), data=data, headers=signed, allow_redirects=False) as answer:
+        body: Any = bytes(data) if len(data) <= _PIECE_BYTES else _pieces(data)
+        signed["Content-Length"] = str(len(data))
+        async with self._session.put(URL(url, encoded=True), data=body, headers=signed, allow_redirects=False) as answer:
             if answer.status != 200:
-                raise _s3_error(answer.status, await answer.content.read(_ERROR_MAX_BYTES))
+                raise _s3_error(answer.status, await answer.content.read(_ERROR_MAX_BYTES), operation)
             await answer.read()
+            return answer.headers.get("ETag", "")
 
     async def update_item(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer's document, values in DynamoDB's own form. Raises ClientError (with ``Item``, where it was asked for and a
@@ -143,11 +156,17 @@ def _document(content: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _s3_error(status: int, content: bytes) -> ClientError:
+async def _pieces(data: memoryview) -> AsyncIterator[bytes]:
+    """So that a large body is written as fast as it is taken, and the event loop comes round in between."""
+    for start in range(0, len(data), _PIECE_BYTES):
+        yield bytes(data[start : start + _PIECE_BYTES])
+
+
+def _s3_error(status: int, content: bytes, operation: str) -> ClientError:
     text = content.decode("utf-8", "replace")
     code = re.search(r"<Code>([^<]{1,200})</Code>", text)
     message = re.search(r"<Message>([^<]{1,2000})</Message>", text)
-    return _error(status, code[1] if code else str(status), unescape(message[1]) if message else "", "PutObject", {})
+    return _error(status, code[1] if code else str(status), unescape(message[1]) if message else "", operation, {})
 
 
 def _dynamodb_error(status: int, content: bytes) -> ClientError:

@@ -34,7 +34,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 from botocore.handlers import add_expect_header
 
-from controller.adapters import head_item, head_rules
+from controller.adapters import head_item, head_rules, multipart
 from controller.adapters.aws_call import Call
 from controller.adapters.aws_errors import SDK_ERRORS, translate
 from controller.adapters.aws_wire import Wire
@@ -49,6 +49,8 @@ SLOWEST_BYTES_PER_SECOND = 2 * 1024**2
 """A transfer slower than this counts as no answer. It turns an object's size into an allowance on top of the call's
 deadline.
 """
+MULTIPART_FROM_BYTES = 16 * 1024**2
+"""Larger objects go up in parts: several at a time, each with its own checksum, and one that fails costs one part's time."""
 HASH_IN_THREAD_BYTES = 1024**2
 """sha256 of 1 MiB takes about 0.6 ms; longer ones leave the event loop, which also keeps the lease."""
 PAGE_KEYS = 1000
@@ -132,7 +134,6 @@ class AwsRegionStore(AwsShelf, AwsMender):
                 bucket=self._bucket,
                 aws_region=self._aws_region,
                 connect_seconds=self._config.connect_timeout,
-                read_seconds=self._call_seconds,
                 connections=self._config.max_pool_connections,
             )
             if self._wire is not None:
@@ -174,6 +175,8 @@ class AwsRegionStore(AwsShelf, AwsMender):
                     await self._put_once(call, fence, ref, data, digest)
 
     async def _put_once(self, call: Call, fence: Fence, ref: SegmentRef | SnapshotRef, data: bytes, digest: str) -> None:
+        if call.doubt and len(data) >= MULTIPART_FROM_BYTES and await self._digest_of(call, ref) == digest:
+            return  # an attempt whose answer was lost: no need to send it all again
         try:
             metadata = {DIGEST_METADATA: digest, "writer": quote(fence.writer)}  # metadata travels in headers: ASCII
             await call.attempt(self._send_object(self._key(ref), data, digest, metadata), mutates=True)
@@ -187,6 +190,9 @@ class AwsRegionStore(AwsShelf, AwsMender):
                 ) from None
 
     async def _send_object(self, key: str, data: bytes, digest: str, metadata: dict[str, str]) -> None:
+        if len(data) >= MULTIPART_FROM_BYTES:
+            await multipart.put_object(self._s3, self._wire, self._bucket, key, data, metadata)
+            return
         if self._wire is not None:
             await self._wire.put_object(key, data, digest, metadata)
             return

@@ -1,25 +1,24 @@
 """Whether a record may be taken: repetitions recognised, deltas resolved, bodies decoded and hashed.
 
-Every body is proven here, once, against the hash that its agent gave it; the view takes it from here (``Entry.body``) and does
-not decode it again. Large ones are decoded in a thread, because the event loop also keeps the lease.
+Every body is proven here, once, against the hash that its agent gave it; the view takes it from here (``Entry.proven``) and
+does not decode it again. Large ones are proven in a thread (``proving``).
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from controller.domain.model import Encoding, Frame, Record
-from controller.errors import Conflict, DrError, Refused
+from controller.errors import Conflict, Refused
 from controller.stream.batcher import Entry
 from controller.stream.limits import MAX_CHAIN
+from controller.stream.proving import Proven, prove
 from controller.stream.segment import open_frame
+from controller.stream.tables import WARM_MAX_BYTES
 from controller.stream.view import View
 
-INLINE_BYTES = 2**20
-"""Bodies of one call up to this are decoded at once (about 2 ms); more in a thread."""
 RECENT_BYTES = 64 * 2**20
 """Newest bodies of agents, kept so that the next delta of each finds its base without asking the view."""
 RECENT_MAX_BODY_BYTES = 4 * 2**20
@@ -76,8 +75,8 @@ class Admission:
         agent = frame.record.agent
         entry = self._entries.get((agent, frame.base))
         recent = self._recent.get((agent, frame.record.kind))
-        if entry is not None and entry.body is not None:
-            body, depth = entry.body, entry.depth + 1
+        if entry is not None and entry.proven is not None:
+            body, depth = entry.proven.body, entry.depth + 1
         elif recent is not None and recent[0] == frame.base:
             body, depth = recent[1], recent[2] + 1
             self._check_base(agent, frame.base, recent[3])
@@ -87,6 +86,8 @@ class Admission:
                 raise _unknown_base(f"the base {frame.base!r} of the delta is not at hand")
             body, depth = found[1], (self._view.chain_depth(agent, frame.base) or 0) + 1
             self._check_base(agent, frame.base, 0)
+        if len(body) > WARM_MAX_BYTES:
+            raise _unknown_base(f"the base {frame.base!r} has {len(body)} bytes and is not kept at hand")
         if depth > MAX_CHAIN:
             raise _unknown_base(f"{depth} deltas would stand on each other, {MAX_CHAIN} are allowed")
         return body, depth
@@ -97,45 +98,34 @@ class Admission:
 
     # -------------------------------------------------------------------------------------------------------- taking
 
-    async def open_ahead(self, frames: Sequence[Frame]) -> Mapping[int, bytes]:
+    async def open_ahead(self, frames: Sequence[Frame]) -> Mapping[int, Proven]:
         """Bodies of a call that is too large to be decoded on the event loop, by the number of their frame. What is not in it
-        (a delta whose base is not at hand, a body that does not verify) is looked at by ``take``, which says what is wrong."""
+        is looked at by ``take``."""
         size = sum(frame.record.size for frame in frames)
-        if size <= INLINE_BYTES:
-            return {}
-        jobs: list[tuple[Frame, bytes | int | None]] = []
-        numbers: dict[tuple[str, str], int] = {}
-        for number, frame in enumerate(frames):
-            record = frame.record
-            inside = numbers.get((record.agent, frame.base)) if frame.base is not None else None
-            try:
-                jobs.append((frame, self._base_of(frame)[0] if inside is None else inside))
-            except DrError:
-                jobs.append((frame, None))
-            numbers[record.agent, record.id] = number
         self.bytes += size
         try:
-            return await asyncio.to_thread(_open_all, jobs)
+            return await prove(frames, lambda frame: self._base_of(frame)[0])
         finally:
             self.bytes -= size
 
-    def take(self, frame: Frame, weight: int, body: bytes | None = None) -> Entry:
+    def take(self, frame: Frame, weight: int, proven: Proven | None = None) -> Entry:
         """A new record: stamped, decoded (unless ``open_ahead`` did it), remembered until the view has it. Raises DrError."""
         base, depth = self._base_of(frame)
-        if body is None:
-            body = open_frame(frame, base)
-        entry = Entry(replace(frame, record=replace(frame.record, received_at=self._now())), weight, body, depth)
+        if proven is None:
+            proven = Proven(open_frame(frame, base))
+        entry = Entry(replace(frame, record=replace(frame.record, received_at=self._now())), weight, proven, depth)
         self._entries[frame.record.agent, frame.record.id] = entry
-        if body is not frame.payload:
-            self.bytes += len(body)
+        if proven.body is not frame.payload:
+            self.bytes += len(proven.body)
         return entry
 
     def applied(self, entry: Entry) -> None:
         """The view has it: repetitions are recognised there, and its body is the base of the agent's next delta."""
-        record, body = entry.frame.record, entry.body
+        record = entry.frame.record
         self._entries.pop((record.agent, record.id), None)
-        if body is None:
+        if entry.proven is None:
             return
+        body = entry.proven.body
         if body is not entry.frame.payload:
             self.bytes -= len(body)
         key = record.agent, record.kind
@@ -149,20 +139,6 @@ class Admission:
         while self._recent_bytes > RECENT_BYTES:
             _, (_, dropped, _, _) = self._recent.popitem(last=False)
             self._recent_bytes -= len(dropped)
-
-
-def _open_all(jobs: Sequence[tuple[Frame, bytes | int | None]]) -> dict[int, bytes]:
-    """In a thread: works on its arguments only. A base that is a number is the body of that frame of the same call."""
-    found: dict[int, bytes] = {}
-    for number, (frame, base) in enumerate(jobs):
-        body = found.get(base) if isinstance(base, int) else base
-        if frame.encoding is Encoding.DELTA and body is None:
-            continue
-        try:
-            found[number] = open_frame(frame, body)
-        except DrError:
-            continue
-    return found
 
 
 def _unknown_base(message: str) -> Refused:

@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from controller.domain.model import Frame
+from controller.stream.proving import Proven
 from controller.stream.receipt import Waiter
 
 RECORD_BYTES = 256
@@ -40,8 +41,8 @@ class Entry:
 
     frame: Frame
     weight: int
-    body: bytes | None
-    """Decoded from this very frame and hashed by this process. None: the view decodes it itself."""
+    proven: Proven | None
+    """Its body, decoded from this very frame. None: the view decodes it itself."""
     depth: int = 0
     """Deltas that stand on each other below this record, itself included."""
     waiters: list[Waiter] = field(default_factory=list)

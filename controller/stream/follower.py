@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from controller.domain.model import Head, Position, SegmentRef
+from controller.domain.model import Frame, Head, Position, SegmentRef
 from controller.errors import Conflict, Corrupt, NotFound
 from controller.ports import Clock, RegionStore
+from controller.stream.proving import INLINE_BYTES, prove
 from controller.stream.reader import CONCURRENCY, warm, warm_bases
 from controller.stream.segment import Segment, decode_segment, next_chain
 from controller.stream.view import ColdBase, View
@@ -182,7 +183,7 @@ class Follower:
         ref = _ref(head, seq)
         try:
             data = await self._store.get_segment(ref)
-            segment = decode_segment(data)
+            segment = decode_segment(data) if len(data) <= INLINE_BYTES else await asyncio.to_thread(decode_segment, data)
         except Corrupt as error:
             raise Corrupt(f"{ref.key} in {self._store.region}: {error.message}", hint=_REPAIR) from error
         header = segment.header
@@ -205,14 +206,22 @@ class Follower:
 
     async def _index(self, ref: SegmentRef, segment: Segment, chain: str, size: int) -> None:
         try:
+            known = await prove(segment.frames, self._base)
+            proven = [known.get(number) for number in range(len(segment.frames))] if known else None
             try:
-                self._view.apply(segment, chain, ref, size)
+                self._view.apply(segment, chain, ref, size, proven)
             except ColdBase:
                 await warm_bases(self._view, self._store, segment)
-                self._view.apply(segment, chain, ref, size)
+                self._view.apply(segment, chain, ref, size, proven)
         except Corrupt as error:
             raise Corrupt(f"{ref.key} in {self._store.region}: {error.message}", hint=error.hint) from error
         await asyncio.sleep(0)  # a long tail of segments must not keep the lease keeper waiting
+
+
+    def _base(self, frame: Frame) -> bytes | None:
+        """The base of a delta, as far as it is warm."""
+        found = None if frame.base is None else self._view.read(frame.record.agent, frame.base)
+        return None if found is None else found[1]
 
 
 def _owner(head: Head, seq: int) -> int | None:

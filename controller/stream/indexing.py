@@ -18,8 +18,9 @@ from controller.errors import Corrupt, Unavailable
 from controller.stream.delta import open_frame
 from controller.stream.limits import MAX_CHAIN, ORIGIN, Limits
 from controller.stream.live import is_ruled
+from controller.stream.proving import Proven
 from controller.stream.segment import Segment
-from controller.stream.tables import Tables, pack, unpack
+from controller.stream.tables import WARM_MAX_BYTES, Tables, pack, unpack
 
 ALWAYS_WARM = frozenset({Kind.CHECKPOINT, Kind.TASK, Kind.ASSIGNMENT})
 WARM_KINDS = 32
@@ -90,7 +91,7 @@ class Round:
         floor_seq: int,
         segment: Segment,
         limits: Limits,
-        proven: Sequence[bytes | None] | None = None,
+        proven: Sequence[Proven | None] | None = None,
     ) -> None:
         self._tables = tables
         self._stream = stream
@@ -98,7 +99,8 @@ class Round:
         self._segment = segment
         self._seq = self.reach = segment.header.seq
         self._limits = limits
-        self._proven: Sequence[bytes | None] = proven or [None] * len(segment.frames)
+        self._proven: Sequence[Proven | None] = proven or [None] * len(segment.frames)
+        self._packed: dict[int, tuple[int, bytes]] = {}
         self._first = self._next = int(tables.one("SELECT coalesce(max(no), 0) FROM records")[0]) + 1
         self._agents: dict[str, _Agent] = {}
         self._new: dict[tuple[int, str], Known] = {}
@@ -124,7 +126,8 @@ class Round:
         record = frame.record
         agent = self._agent(record.agent)
         known = self._known(agent.no, record.id)
-        body, depth = self._decode(agent.no, frame, self._proven[ordinal])
+        proven = self._proven[ordinal]
+        body, depth = self._decode(agent.no, frame, proven)
         sha256 = bytes.fromhex(record.sha256)
         if known is None:
             known = Known(self._next, sha256, depth, self._seq if body is not None else None, self._seq, ordinal)
@@ -142,6 +145,8 @@ class Round:
                 self._prove(known, depth)
                 self._head(agent, record.kind)  # its body may be missing there
         if body is not None:
+            if proven is not None and proven.packed is not None:
+                self._packed[known.no] = proven.packed
             self._keep(known.no, body)
 
     def _prove(self, known: Known, depth: int) -> None:
@@ -248,10 +253,10 @@ class Round:
 
     # -- bodies
 
-    def _decode(self, agent: int, frame: Frame, proven: bytes | None) -> tuple[bytes | None, int]:
+    def _decode(self, agent: int, frame: Frame, proven: Proven | None) -> tuple[bytes | None, int]:
         """Body and depth of its chain of deltas. Body None: it stands on a record from before this copy's part of history."""
         if frame.encoding is not Encoding.DELTA:
-            return open_frame(frame, None, self._limits) if proven is None else proven, 0
+            return open_frame(frame, None, self._limits) if proven is None else proven.body, 0
         assert frame.base is not None
         base = self._known(agent, frame.base)
         if base is None:
@@ -263,7 +268,7 @@ class Round:
             return None, MAX_CHAIN
         if base.depth >= MAX_CHAIN:
             raise _corrupt(frame.record, f"its chain of deltas is longer than {MAX_CHAIN}")
-        body = open_frame(frame, self._body(agent, base, frame), self._limits) if proven is None else proven
+        body = open_frame(frame, self._body(agent, base, frame), self._limits) if proven is None else proven.body
         return body, base.depth + 1
 
     def _body(self, agent: int, known: Known, wanted_by: Frame) -> bytes:
@@ -294,7 +299,7 @@ class Round:
         while self._window_bytes > _WINDOW_BYTES and len(self._window) > 1:
             old, spilled = self._window.popitem(last=False)
             self._window_bytes -= len(spilled)
-            if old not in self._stored:
+            if old not in self._stored and len(spilled) <= WARM_MAX_BYTES:
                 self._tables.run("INSERT OR REPLACE INTO warm VALUES (?, ?, ?)", (old, *pack(spilled)))
                 self._spilled.add(old)
                 self._stored.add(old)
@@ -329,7 +334,11 @@ class Round:
         tables.many("DELETE FROM warm WHERE record=?", [(no,) for no in sorted(gone - kept)])
         tables.many(
             "INSERT OR REPLACE INTO warm VALUES (?, ?, ?)",
-            [(no, *pack(body)) for no, body in self._window.items() if no in kept and no not in self._stored],
+            [
+                (no, *(self._packed.get(no) or pack(body)))
+                for no, body in self._window.items()
+                if no in kept and no not in self._stored and len(body) <= WARM_MAX_BYTES
+            ],
         )
 
 

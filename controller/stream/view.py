@@ -6,7 +6,7 @@ restored once already. It is a cache of the region's store: a file that is damag
 rebuilt by following from the start.
 
 - *Warm*: the bodies of the newest two records of each agent and kind (at most 32 kinds of an agent besides checkpoint, task
-  and assignment). That is also what the next delta needs. Older bodies come from the store (``reader``).
+  and assignment), up to 8 MiB each. That is also what the next delta needs. Others come from the store (``reader``).
 - *Order* of an agent's records is their place in the stream; records carried forward by retention keep the place that they
   had first. Places of different streams are not comparable; an agent belongs to one stream.
 - *Duplicates*: the first record of an (agent, id) stands. The same again (equal hash) is noted as another place to read it
@@ -36,8 +36,9 @@ from controller.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
 from controller.stream.indexing import ColdBase, Round
 from controller.stream.limits import DEFAULT_LIMITS, MAX_CHAIN, Limits
 from controller.stream.live import NEEDS, whole
+from controller.stream.proving import Proven
 from controller.stream.segment import Segment
-from controller.stream.tables import BAD_BODY, Tables, pack, unpack
+from controller.stream.tables import BAD_BODY, WARM_MAX_BYTES, Tables, pack, unpack
 
 __all__ = ["MAX_CHAIN", "AgentSummary", "ColdBase", "Link", "View"]
 
@@ -156,7 +157,7 @@ class View:
         chain: str,
         ref: SegmentRef,
         data_len: int,
-        proven: Sequence[bytes | None] | None = None,
+        proven: Sequence[Proven | None] | None = None,
     ) -> None:
         """Adds the segment after the position; ``chain`` is the chain hash after it. Every body is decoded and hashed, in one
         transaction: all or nothing. Raises Conflict when it is not the next one, Corrupt (naming agent and record) when it
@@ -508,8 +509,8 @@ class View:
             self._tables.all(
                 "SELECT a.name, r.id, r.size FROM heads h JOIN records r ON r.no = h.record JOIN agents a ON a.no = h.agent "
                 "LEFT JOIN warm w ON w.record = h.record "
-                "WHERE h.warm=1 AND r.verified NOTNULL AND w.record IS NULL ORDER BY r.seq, r.ordinal LIMIT ?",
-                (limit,),
+                "WHERE h.warm=1 AND r.verified NOTNULL AND r.size <= ? AND w.record IS NULL ORDER BY r.seq, r.ordinal LIMIT ?",
+                (WARM_MAX_BYTES, limit),
             )
         )
 

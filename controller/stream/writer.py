@@ -28,6 +28,7 @@ from controller.stream.history import Tail
 from controller.stream.keeping import Keeping
 from controller.stream.log import Built, Log, tails_of
 from controller.stream.objective import Objective
+from controller.stream.proving import Proven
 from controller.stream.pump import Pump
 from controller.stream.receipt import Receipt, Waiter, Waiting
 from controller.stream.segment import Segment, SegmentHeader, build_segment, next_chain
@@ -35,6 +36,10 @@ from controller.stream.view import View
 
 DECODED_FACTOR = 4
 """Decoded bodies may take this many times what their records may take as they travel (``queue_max_bytes``)."""
+
+
+ONE_RECORD_MORE_BYTES = 256 * 2**10
+"""What a batch may weigh beyond the queue's bound: the header of a record whose body alone is as large as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +250,10 @@ class StreamWriter:
                 f"not accepting records: {self.frozen}", hint="try again in a few seconds; a planned move is under way"
             )
         bound = self._limits.queue_max_bytes
-        if size > bound:
+        if size > bound + ONE_RECORD_MORE_BYTES:
             raise Refused(f"a batch of {size} bytes, and {bound} may wait at most", hint="send fewer records at a time")
         full = self.log.full()
-        if self._queue.bytes + size > bound:
+        if self._queue.bytes and self._queue.bytes + size > bound:
             full = full or f"{self._queue.bytes} bytes wait for a segment and the bound is {bound}"
         if full:
             raise Unavailable(full, hint="slow down and send the same records again", retry_after_seconds=0.5)
@@ -266,7 +271,7 @@ class StreamWriter:
         """``size``: what the bodies of a call say that they have, decoded. A few KiB of zstd may hold 64 MiB, so it is
         bounded before anything is decoded. Raises Refused, Unavailable."""
         bound = DECODED_FACTOR * self._limits.queue_max_bytes
-        if size > bound:
+        if size > bound + ONE_RECORD_MORE_BYTES:
             raise Refused(
                 f"a batch with bodies of {size} bytes, decoded, and {bound} may wait at most",
                 hint="send fewer records at a time",
@@ -277,14 +282,14 @@ class StreamWriter:
                 hint="slow down and send the same records again",
             )
 
-    def _admit(self, frame: Frame, size: int, body: bytes | None, waiter: Waiter) -> None:
+    def _admit(self, frame: Frame, size: int, proven: Proven | None, waiter: Waiter) -> None:
         """Queues a new record, or waits with the one that it repeats. Raises DrError."""
         record = frame.record
         self._admission.check_copies(record)
         known = self._admission.repeats(record)
         waiter.repeated = known is not None
         if known is None:
-            entry = self._admission.take(frame, size, body)
+            entry = self._admission.take(frame, size, proven)
             entry.waiters.append(waiter)
             self._queue.add(entry)
         elif isinstance(known, Entry) and not known.seq:
@@ -427,7 +432,7 @@ class StreamWriter:
             assert built.segment is not None
             entries = self._unapplied[built.ref.seq]
             try:
-                self._view.apply(built.segment, built.chain, built.ref, built.size, [entry.body for entry in entries])
+                self._view.apply(built.segment, built.chain, built.ref, built.size, [entry.proven for entry in entries])
             except DrError as error:
                 # Ours, not the store's (a full disk, say): whoever cannot index what it acknowledges must not go on holding.
                 self.lose(f"the view cannot be written: {error.message}")

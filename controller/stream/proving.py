@@ -1,0 +1,69 @@
+"""Bodies proven off the event loop: decoded, hashed, and packed for the view, in a thread.
+
+The loop also keeps the lease. Small bodies are proven where they are needed; from ``INLINE_BYTES`` on it is done here,
+beforehand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from controller.domain.model import Encoding, Frame
+from controller.errors import DrError
+from controller.stream.delta import open_frame
+from controller.stream.tables import WARM_MAX_BYTES, pack
+
+INLINE_BYTES = 2**20
+"""Bodies of one call or segment up to this are decoded at once (about 2 ms); more in a thread."""
+_PACK_BYTES = 2**18
+"""From this size on a body is also packed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A body that this process decoded from its frame and hashed. ``packed``: how it will lie in the view, if that is known."""
+
+    body: bytes
+    packed: tuple[int, bytes] | None = None
+
+
+async def prove(frames: Sequence[Frame], base_of: Callable[[Frame], bytes | None]) -> Mapping[int, Proven]:
+    """Bodies by the number of their frame; empty when they are small enough for the loop. What is missing (a delta whose base
+    is not at hand, a body that does not verify) is for the caller to look at again, which then says what is wrong.
+
+    ``base_of``: the base's body of a delta whose base is not among the frames before it; may raise DrError."""
+    if sum(frame.record.size for frame in frames) <= INLINE_BYTES:
+        return {}
+    jobs: list[tuple[Frame, bytes | int | None]] = []
+    numbers: dict[tuple[str, str], int] = {}
+    for number, frame in enumerate(frames):
+        record = frame.record
+        base: bytes | int | None = None
+        if frame.base is not None:
+            base = numbers.get((record.agent, frame.base))
+            if base is None:
+                try:
+                    base = base_of(frame)
+                except DrError:
+                    base = None
+        jobs.append((frame, base))
+        numbers[record.agent, record.id] = number
+    return await asyncio.to_thread(_prove_all, jobs)
+
+
+def _prove_all(jobs: Sequence[tuple[Frame, bytes | int | None]]) -> dict[int, Proven]:
+    """Works on its arguments only. A base that is a number is the body of that frame."""
+    found: dict[int, Proven] = {}
+    for number, (frame, base) in enumerate(jobs):
+        earlier = found.get(base) if isinstance(base, int) else None
+        body = earlier.body if earlier is not None else None if isinstance(base, int) else base
+        if frame.encoding is Encoding.DELTA and body is None:
+            continue
+        try:
+            opened = open_frame(frame, body)
+        except DrError:
+            continue
+        found[number] = Proven(opened, pack(opened) if _PACK_BYTES <= len(opened) <= WARM_MAX_BYTES else None)
+    return found
