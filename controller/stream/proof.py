@@ -17,6 +17,7 @@ from controller.domain.model import Frame, Record, SegmentRef
 from controller.errors import Corrupt
 from controller.stream.indexing import Round
 from controller.stream.limits import DEFAULT_LIMITS, MAX_CHAIN, Limits
+from controller.stream.proving import Proven
 from controller.stream.segment import Segment
 from controller.stream.view import View
 
@@ -70,7 +71,7 @@ class ProofView(View):
         self.unproven: list[Record] = []
         """Records of the last ``apply`` whose body cannot be judged: what they stand on is not there."""
 
-    def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[bytes | None] | None) -> Round:
+    def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[Proven | None] | None) -> Round:
         self.bad, self.unproven = [], []
         # What stands on a record from before the copy, or from a gap in it, cannot be judged; that is no damage of its own.
         return _Lenient(self, stream, floor_seq or int(self.has_gaps()), segment, self._limits)
@@ -168,7 +169,7 @@ class _Lenient(Round):
         self._proof = proof
         self._noted: set[int] = set()
 
-    def _decode(self, agent: int, frame: Frame, proven: bytes | None) -> tuple[bytes | None, int]:
+    def _decode(self, agent: int, frame: Frame, proven: Proven | None) -> tuple[bytes | None, int]:
         body: bytes | None = None
         depth = MAX_CHAIN
         try:

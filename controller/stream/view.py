@@ -196,7 +196,7 @@ class View:
                 self._tables.run(f"DELETE FROM warm WHERE record=? AND {_NOT_NEWEST}", (lent,))  # noqa: S608 - fixed texts
         self._lent -= mine
 
-    def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[bytes | None] | None) -> Round:
+    def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[Proven | None] | None) -> Round:
         """Replaced where damage is collected and not raised (``stream/proof.py``)."""
         return Round(self._tables, stream, floor_seq, segment, self._limits, proven)
 
