@@ -1,22 +1,24 @@
-"""Commands that prove a region's copy: ``verify``. The work is done by the controller that answers; this shows it."""
+"""Commands that prove a region's copy and put it right: ``verify``, ``repair``. The controller that answers does the work."""
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from controller.cli import render
-from controller.cli.client import Answer
+from controller.cli.client import Answer, Usage
 from controller.cli.history import part
 from controller.cli.progress import Meter
-from controller.cli.session import ConfigOption, EndpointOption, Interrupted, OutputOption, Session, session
+from controller.cli.session import ConfigOption, EndpointOption, Interrupted, OutputOption, Session, default_person, session
 from controller.errors import Corrupt, DrError, NotFound, Unavailable
-from controller.runtime.archive_documents import Verification
+from controller.runtime.archive_documents import Repair, RepairAction, Verification
 from controller.runtime.service import Status
-from controller.runtime.wording import duration, size
+from controller.runtime.wording import duration, size, visible
 
 POLL_SECONDS = 0.3
 SHOWN = 50
@@ -73,6 +75,84 @@ def verify(
         raise Unavailable(f"the verification of {name} was interrupted: {seen.reason}", hint=f"drctl verify {name} goes on")
     if seen.state == "failed":
         raise DrError(f"the verification of {name} failed: {seen.reason}", hint="look at the controller's log and report it")
+
+
+def repair(
+    ctx: typer.Context,
+    region: Annotated[str, typer.Argument(metavar="REGION", help="Whose store.")],
+    execute: Annotated[bool, typer.Option("--execute", help="Do it. Without this only what would be done is shown.")] = False,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="REGION", help="The region's name, instead of typing it at the prompt.")
+    ] = None,
+    requester: Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Who asks; stands in the audit.")] = None,
+    endpoint: EndpointOption = None,
+    config: ConfigOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Put right what the last `drctl verify` of this region found. Dry run unless --execute is given.
+
+    A damaged object is replaced by another region's copy only where the chain of hashes proves its bytes, and only while it
+    still is what was found. A damaged head is set to what its objects prove; only the active controller can do that. A damaged
+    view is built again. Ask the controller that verified: what it found lies there. Exit code 8: something is left that cannot
+    be put right.
+    """
+    here = session(ctx).use(endpoint, config, output)
+    if execute:
+        _confirm(here, region, confirm)
+    body = {"execute": execute, "requester": requester or default_person(), "confirm": region if execute else ""}
+    path = f"/v1/repairs/{part(region)}"
+    actions: list[RepairAction] = []
+    raw: list[object] = []
+    with Meter(here, f"repairing {region}") as meter:
+        while True:
+            answer: Answer[Repair] = here.client.post(Repair, path, body)
+            found = answer.value
+            done = [one for one in found.actions if one.state in ("done", "whole")]
+            last = not execute or not done or found.left == 0
+            actions += found.actions if last else done
+            raw += (
+                answer.raw["actions"] if last else [one for one in answer.raw["actions"] if one["state"] in ("done", "whole")]
+            )
+            meter.at(len(actions), len(actions) + (0 if last else found.left))
+            if last:
+                break
+    if not here.emit({**answer.raw, "actions": raw}):
+        print_repair(here.console, found, actions)
+    stuck = [one for one in actions if one.state in ("cannot", "failed")]
+    if stuck:
+        noun = "problem" if len(stuck) == 1 else "problems"
+        raise Corrupt(f"{len(stuck):,} {noun} in {region} cannot be put right from here: {stuck[0].sentence}", hint=found.next)
+
+
+def _confirm(here: Session, region: str, given: str | None) -> None:
+    if given is None:
+        if not sys.stdin.isatty():
+            raise Usage("a repair needs a confirmation, and there is no terminal to ask on", hint=f"add --confirm {region}")
+        given = here.ask("Type the name of the region whose store is repaired:")
+    if given != region:
+        raise Usage(f"{visible(given, 64)!r} is not {visible(region, 64)}; nothing was sent", hint=f"drctl repair {region}")
+
+
+def print_repair(console: Console, found: Repair, actions: Sequence[RepairAction]) -> None:
+    """What was or would be done, problem by problem."""
+    if not actions:
+        console.print(render.text(f"{found.region}: the last verification found nothing that is left.", "green"))
+    styles = {"done": "green", "whole": "green", "would": "cyan", "cannot": "red", "failed": "red"}
+    for one in actions:
+        whose = (
+            f" ({one.agent}/{one.record}{f' and {one.records - 1:,} more' if one.records > 1 else ''})" if one.record else ""
+        )
+        line = f"{one.state}: {one.what} {one.key}{whose}: {one.sentence}"
+        console.print(render.text(line, styles.get(one.state, ""), 1000), soft_wrap=True)
+    if not found.execute and any(one.state == "would" for one in actions):
+        console.print(
+            render.text(
+                f"Dry run: nothing was done. To do it: drctl repair {found.region} --execute --confirm {found.region}", "bold"
+            ),
+            soft_wrap=True,
+        )
+    elif found.execute:
+        console.print(render.text(f"next: {found.next}", "bold"), soft_wrap=True)
 
 
 def _follow(here: Session, region: str, found: Answer[Verification]) -> Answer[Verification]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from controller.domain.model import Kind
-from controller.runtime.api_documents import VerifyIn
+from controller.runtime.api_documents import RepairIn, VerifyIn
 from controller.runtime.api_door import agent_name, answer, named, record_id, region_name
-from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen, Verification
+from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen, Repair, Verification
 from controller.stream.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -81,5 +81,10 @@ def archive_routes(service: ControllerService) -> APIRouter:
     @router.post("/verifications/{region}/stop", response_model=Verification, summary="Interrupt it; it can go on later")
     async def stop(region: RegionName) -> Response:
         return answer(Verification, await service.verifier.stop(region))
+
+    @router.post("/repairs/{region}", response_model=Repair, summary="What can be put right in a region's store, or do it")
+    async def repair(region: RegionName, given: RepairIn) -> Response:
+        found = await service.mender.repair(region, execute=given.execute, requester=given.requester, confirm=given.confirm)
+        return answer(Repair, found)
 
     return router

@@ -106,6 +106,14 @@ class VerifyIn(Input):
     restart: bool = False
 
 
+class RepairIn(Input):
+    """``POST /v1/repairs/{region}``. ``execute``: do it; needs ``confirm``, the region's name typed again."""
+
+    execute: bool = False
+    requester: Reason = ""
+    confirm: Reason = ""
+
+
 class TaskIn(Input):
     """``POST /v1/tasks``."""
 

@@ -111,6 +111,41 @@ class Verification:
     """All of them."""
 
 
+@dataclass(frozen=True, slots=True)
+class RepairAction:
+    """One problem and what was done about it. ``state``: ``would`` (dry run), ``done``, ``whole`` (nothing to do any more),
+    ``cannot`` (``sentence`` says what to do instead), ``failed`` (try again)."""
+
+    what: str
+    stream: str
+    seq: int
+    key: str
+    agent: str
+    record: str
+    records: int
+    source: str
+    state: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One batch of a repair. ``left``: problems that remain; ``verified_at``: when what it acts on was found."""
+
+    region: str
+    execute: bool
+    actions: tuple[RepairAction, ...]
+    left: int
+    verified_at: float
+    next: str
+
+
+class MendService(Protocol):
+    """Repairs of regions' stores."""
+
+    async def repair(self, region: str, *, execute: bool, requester: str = "", confirm: str = "") -> Repair: ...
+
+
 class VerifyService(Protocol):
     """Verification of regions' stores, by the controller that is asked. It reads every region's store."""
 

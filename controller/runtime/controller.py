@@ -32,6 +32,7 @@ from controller import __version__
 from controller.domain.fleet import FleetPolicy
 from controller.domain.lease import Beat as BeatVerdict
 from controller.domain.model import (
+    Fence,
     Forks,
     Head,
     Member,
@@ -53,6 +54,7 @@ from controller.runtime.documents import Keys, Seen, read, read_readable
 from controller.runtime.evidence import Coordination, LocalKnowledge, gather, look, read_heads
 from controller.runtime.fleet import FleetManager
 from controller.runtime.membership import Membership
+from controller.runtime.mender import Mender
 from controller.runtime.metrics import Metrics
 from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
@@ -164,6 +166,15 @@ class Controller(Desk):
             streams=lambda: self._streams,
             clock=ports.clock,
             state_dir=settings.state_dir,
+        )
+        self.mender = Mender(
+            self.verifier,
+            self._audit,
+            ports.clock,
+            region=settings.region,
+            instance=settings.instance,
+            fence_of=self._fence_of,
+            held=lambda stream: stream in self._actives,
         )
         self._metrics = Metrics(settings.group, settings.region, settings.instance)
         self._started_at = ports.clock.wall()
@@ -415,6 +426,11 @@ class Controller(Desk):
             positions=self._positions(),
             reason=self._reason,
         )
+
+    def _fence_of(self, stream: str) -> Fence | None:
+        """Our fence of a stream while we hold it and may act."""
+        active = self._actives.get(stream)
+        return active.tenure.fence if active is not None and active.acts() else None
 
     def _positions(self) -> dict[str, Position]:
         return {**self._followed, **{stream: self._followers[stream].position() for stream in self._actives}}

@@ -33,6 +33,7 @@ from controller.runtime.archive import Archive
 from controller.runtime.documents import Keys, Seen, read
 from controller.runtime.evidence import Coordination, Outside, look, read_traffic
 from controller.runtime.fleet import FleetManager
+from controller.runtime.mender import Mender
 from controller.runtime.metrics import Metrics
 from controller.runtime.plans import PlanBook
 from controller.runtime.service import (
@@ -79,6 +80,7 @@ class Desk(ABC):
     _unheard: list[Page]
     archive: Archive
     verifier: Verifier
+    mender: Mender
 
     @abstractmethod
     def _positions(self) -> dict[str, Position]:

@@ -29,7 +29,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import PlanRecord
-from controller.runtime.archive_documents import ArchiveService, VerifyService
+from controller.runtime.archive_documents import ArchiveService, MendService, VerifyService
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +208,9 @@ class ControllerService(Protocol):
     def verifier(self) -> VerifyService:
         """Verifications that this instance runs."""
         ...
+
+    @property
+    def mender(self) -> MendService: ...
 
     def may_act(self) -> bool:
         """Whether the right of this instance to act has not run out. Local, no I/O."""

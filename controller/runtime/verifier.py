@@ -16,7 +16,7 @@ from controller.domain.model import Head, SegmentRef, SnapshotRef
 from controller.errors import Conflict, Corrupt, DrError, NotFound
 from controller.ports import Clock, RegionStore
 from controller.runtime.archive_documents import StreamWalk, Verification
-from controller.stream.headproof import Examined, differing, examine, judge
+from controller.stream.headproof import Examined, differing, examine, judge, real_end
 from controller.stream.proof import Problem, ProofView
 from controller.stream.verify import Walk, salvage_problems
 from controller.stream.view import View
@@ -157,8 +157,8 @@ class Verifier:
 
     async def _run(self, region: str, proof: ProofView) -> None:
         try:
-            for number, stream in enumerate(self.streams()):
-                await self.walk(region, proof, stream, number)
+            for stream in self.streams():
+                await self.walk(region, proof, stream)
             count = proof.count_problems()
             words = f"problems: {count:,}" if count else "whole: every object, chain and body is as it was written"
             self._ended(proof, region, "done", words)
@@ -173,11 +173,11 @@ class Verifier:
         finally:
             proof.close()
 
-    async def walk(self, region: str, proof: ProofView, stream: str, number: int = 0) -> Examined:
+    async def walk(self, region: str, proof: ProofView, stream: str) -> Examined:
         """One stream of one region, from where its file says. Raises Unavailable, Corrupt."""
         store = self.stores[region]
         others = {name: one for name, one in self.stores.items() if name != region}
-        heads = await self._heads(stream, others)
+        heads = await self.heads(stream, others)
         seen = await examine(store, stream, heads)
         if seen.sane is None:
             self._head_problems(region, proof, stream, seen.faults, None)
@@ -187,7 +187,7 @@ class Verifier:
         async def ask() -> Head:
             nonlocal first, seen, heads
             if not first:
-                heads = await self._heads(stream, others)
+                heads = await self.heads(stream, others)
                 seen = await examine(store, stream, heads)
             first = False
             if seen.sane is None:
@@ -195,15 +195,24 @@ class Verifier:
             return seen.sane
 
         def tell(seq: int, goal: int) -> None:
-            self._progress(proof, region, number, seen.sane, seq, goal)
+            self._progress(proof, region, seen.sane, seq, goal)
 
         names = self._names(stream)
         head = await Walk(store, others, proof, stream, self._group, self._clock, names).run(ask, tell)
-        self._progress(proof, region, number, seen.sane, head.seq, head.seq)
+        longer = await real_end(store, seen, proof, heads)
+        if longer is not None:
+            seen.faults.append(f"it ends at segment {head.seq:,}, and its history goes on to {longer.seq:,}")
+            seen.sane = longer
+
+            async def further() -> Head:
+                return longer
+
+            head = await Walk(store, others, proof, stream, self._group, self._clock, names).run(further, tell)
+        self._progress(proof, region, seen.sane, head.seq, head.seq)
         await self._finish(region, proof, stream, seen, heads)
         return seen
 
-    async def _heads(self, stream: str, stores: Mapping[str, RegionStore]) -> dict[str, Head]:
+    async def heads(self, stream: str, stores: Mapping[str, RegionStore]) -> dict[str, Head]:
         """Heads that can be read; what is wrong with them is found when their regions are verified."""
 
         async def one(store: RegionStore) -> Head | None:
@@ -231,13 +240,13 @@ class Verifier:
 
         return names
 
-    def _progress(self, proof: ProofView, region: str, number: int, head: Head | None, seq: int, goal: int) -> None:
+    def _progress(self, proof: ProofView, region: str, head: Head | None, seq: int, goal: int) -> None:
         if region not in self._seen or head is None:
             return
         seen = self._seen[region]
         segments, records, size = proof.counts(head.stream)
         walk = StreamWalk(head.stream, head.base, seq, goal, segments, records, size, proof.conflicts(head.stream))
-        streams = tuple(walk if at == number else one for at, one in enumerate(seen.streams))
+        streams = tuple(walk if one.stream == walk.stream else one for one in seen.streams)
         self._seen[region] = replace(seen, streams=streams, updated_at=self._clock.wall(), count=proof.count_problems())
 
     async def _finish(self, region: str, proof: ProofView, stream: str, seen: Examined, heads: Mapping[str, Head]) -> None:

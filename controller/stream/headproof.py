@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from controller.domain.model import GENESIS, Head, SegmentRef
 from controller.domain.replication import cut, head_problem, owner
-from controller.errors import Corrupt, DrError
+from controller.errors import Corrupt, DrError, NotFound
 from controller.ports import FoundHead, RegionStore
 from controller.stream.limits import is_hash
 from controller.stream.proof import ProofView
-from controller.stream.segment import SegmentHeader, decode_header
+from controller.stream.segment import SegmentHeader, decode_header, next_chain
 
 
 @dataclass(slots=True)
@@ -138,6 +138,10 @@ async def _begins(seen: Examined, store: RegionStore, known: Head | None) -> Non
     right = GENESIS if head.base == 1 else first.prev_chain if first is not None else head.base_chain
     if known is not None and known.base == head.base:
         right = known.base_chain
+    if right != head.base_chain and known is not None and known.base_chain == head.base_chain and known.base < head.base:
+        seen.faults.append(f"its base is {head.base:,}, and its base_chain is that of base {known.base:,} of another region")
+        seen.sane = replace(head, base=known.base)
+        return
     if right != head.base_chain:
         seen.faults.append(f"its base_chain is {head.base_chain[:12]}…, segment {head.base:,} follows {right[:12]}…")
         seen.sane = replace(head, base_chain=right)
@@ -152,6 +156,33 @@ async def _header(store: RegionStore, head: Head, seq: int) -> SegmentHeader | N
         return decode_header(data)
     except Corrupt:
         return None
+
+
+async def real_end(store: RegionStore, seen: Examined, proof: ProofView, others: Mapping[str, Head]) -> Head | None:
+    """After the walk, when the chain at its end is not the head's: a later segment may be the real end, by the head's own chain
+    or by another region's head. Returns the head that ends there; None when there is none."""
+    head = seen.sane
+    if head is None or seen.found.head is None:
+        return None
+    seq, chain = proof.position(head.stream)
+    if seq != head.seq or chain == head.chain or not is_hash(chain):
+        return None
+    known = reference(others)
+    ends = {(other.seq, other.chain) for other in others.values()}
+    epochs = known.epochs if known is not None and known.seq > seq else head.epochs
+    found: Head | None = None
+    while (epoch := owner(epochs, seq + 1)) != 0:
+        try:
+            data = await store.get_segment(SegmentRef(head.stream, seq + 1, epoch))
+            header = decode_header(data)
+        except (Corrupt, NotFound):
+            break
+        if header.prev_chain != chain:
+            break
+        seq, chain = seq + 1, next_chain(chain, data)
+        if chain == head.chain or (seq, chain) in ends:
+            found = replace(head, seq=seq, chain=chain, epochs=cut(epochs, seq))
+    return found
 
 
 def judge(seen: Examined, proof: ProofView) -> list[str]:

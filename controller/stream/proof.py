@@ -152,6 +152,13 @@ class ProofView(View):
         """Those of segments from ``first_seq`` on will be found again, and those that are not about a segment."""
         self._tables.run("DELETE FROM problems WHERE stream=? AND (seq>=? OR (seq=0 AND ?))", (stream, first_seq, also_seq_0))
 
+    def resolve(self, problem: Problem) -> None:
+        """It was repaired, or is none any more."""
+        self._tables.run(
+            "DELETE FROM problems WHERE stream=? AND seq=? AND what=? AND agent=? AND record=?",
+            (problem.stream, problem.seq, problem.what, problem.agent, problem.record),
+        )
+
     def value(self, name: str) -> Any:
         """Something that was kept with ``put``; None when it was not."""
         row = self._tables.one("SELECT value FROM verification WHERE name=?", (name,))

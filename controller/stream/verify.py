@@ -56,6 +56,14 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """A sound segment of some region; nothing says yet that it belongs here."""
+
+    data: bytes
+    prev_chain: str
+
+
+@dataclass(frozen=True, slots=True)
 class Proven:
     """Bytes that the chain proves, and whose they are ("" = of the store itself)."""
 
@@ -206,12 +214,16 @@ class Walk:
             closing = await self._said_after(head, seq)
             if closing is not None:
                 trusted = trusted or (len(looks), closing)
-                sources, reached = await self._prove(head, [look.ref for look in looks], chain, closing)
-                if sources:
-                    await self._walk_over(looks, sources, chain)
+                sources, begins = await self._prove(head, [look.ref for look in looks], closing)
+                if sources and (len(sources) < len(looks) or begins == chain):
+                    gap = len(looks) - len(sources)
+                    if gap:
+                        await self._give_up(looks[:gap], begins)
+                    await self._walk_over(looks[gap:], sources, begins)
                     return seq
                 # Others have bytes that follow, and the sound segment behind the run contradicts them: it may be the wrong one.
-                if not reached or seq == head.seq or len(looks) >= trusted[0] + MAX_DOUBTED:
+                doubtful = await self._follows(looks[-1].ref, chain if len(looks) == 1 else None)
+                if not doubtful or seq == head.seq or len(looks) >= trusted[0] + MAX_DOUBTED:
                     break
             following = await self._look(head, seq + 1)
             looks.append(following if len(looks) < HELD else replace(following, data=None))
@@ -229,29 +241,36 @@ class Walk:
             await self._apply(look.ref, data, chain, source)
             chain = next_chain(chain, data)
 
-    async def _prove(self, head: Head, refs: Sequence[SegmentRef], chain: str, closing: str) -> tuple[list[str], bool]:
-        """For each segment of the run whose copy leads from ``chain`` to ``closing``; empty when there is no such way. And
-        whether there are copies that follow each other, wherever they lead."""
+    async def _prove(self, head: Head, refs: Sequence[SegmentRef], closing: str) -> tuple[list[str], str]:
+        """From the end backwards: bytes that give ``closing`` are proven, and with them the hash before them, and so on.
+        Returns whose bytes are proven for the last segments of the run, and the chain hash before these."""
         sources: list[str] = []
-        reached = False
-        for ref in refs:
-            last = ref is refs[-1]
+        after = closing
+        for ref in reversed(refs):
             for source in ("", *self._others):
-                data = await self._candidate(ref, source, chain)
-                if data is None:
+                found = await self._copy(ref, source)
+                if found is None:
                     continue
-                reached = last
-                after = next_chain(chain, data)
-                if not last or after == closing or (ref.seq == head.seq and await self._goes_on(source, ref, after)):
-                    sources.append(source)
-                    chain = after
+                gives = next_chain(found.prev_chain, found.data)
+                ends = ref.seq == head.seq and gives != after and await self._goes_on(source, ref, gives)
+                if gives == after or ends:
+                    sources.insert(0, source)
+                    after = found.prev_chain
                     break
             else:
-                return [], reached
-        return sources, True
+                break
+        return sources, after
 
-    async def _candidate(self, ref: SegmentRef, source: str, chain: str) -> bytes | None:
-        """The copy of one region, if it is sound and follows ``chain``."""
+    async def _follows(self, ref: SegmentRef, chain: str | None) -> bool:
+        """Whether some region has a sound copy of the segment, one that follows ``chain`` where that is given."""
+        for source in self._others:
+            found = await self._copy(ref, source)
+            if found is not None and chain in (None, found.prev_chain):
+                return True
+        return False
+
+    async def _copy(self, ref: SegmentRef, source: str) -> Copy | None:
+        """The copy of one region ("" = the store itself), if it is sound by itself."""
         try:
             data = await (self._others[source] if source else self._store).get_segment(ref)
         except (NotFound, Corrupt):
@@ -261,7 +280,7 @@ class Walk:
                 raise
             return None  # a region that is away cannot help; what it could prove is found another time
         segment, _ = await asyncio.to_thread(self._decode, ref, data)
-        return data if segment is not None and segment.header.prev_chain == chain else None
+        return None if segment is None else Copy(data, segment.header.prev_chain)
 
     async def _goes_on(self, source: str, ref: SegmentRef, after: str) -> bool:
         """Whether the copy of ``source`` goes on from this hash, so that our head and not the segment is damaged."""
@@ -280,9 +299,9 @@ class Walk:
     async def _others_copy(self, head: Head, seq: int, chain: str, wanted: str) -> Proven | None:
         ref = SegmentRef(self._stream, seq, head.owner(seq))
         for source in self._others:
-            data = await self._candidate(ref, source, chain)
-            if data is not None and next_chain(chain, data) == wanted:
-                return Proven(data, source)
+            found = await self._copy(ref, source)
+            if found is not None and found.prev_chain == chain and next_chain(chain, found.data) == wanted:
+                return Proven(found.data, source)
         return None
 
     async def _give_up(self, looks: Sequence[Look], closing: str) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +123,44 @@ def test_ctrl_c_interrupts_and_the_same_command_goes_on(
     assert again.code == 0
     assert again.json["resumed"] is (state["state"] == "interrupted")
     assert drctl("verify", REGIONS[0], "--restart", *at).code == 0
+
+
+def test_a_repair_is_a_dry_run_first_then_done_by_a_standby_and_the_store_is_whole(
+    served: ServedController, drctl: Drctl
+) -> None:
+    at = ["--endpoint", served.urls[1]]
+    region = REGIONS[2]
+    assert drctl("repair", region, *at).code == 5  # never verified here
+    ref = damage(served, region, "s2")
+    before = served.places[region].store.objects[ref]
+    assert drctl("verify", region, *at).code == 8
+    dry = drctl("repair", region, *at)
+    assert dry.code == 0
+    assert "would be replaced" in dry.out
+    assert f"--execute --confirm {region}" in dry.out
+    assert served.places[region].store.objects[ref] == before
+    assert drctl("repair", region, "--execute", *at).code == 2
+    assert drctl("repair", region, "--execute", "--confirm", REGIONS[0], *at).code == 2
+    done = drctl("repair", region, "--execute", "--confirm", region, "--requester", "ada", "-o", "json", *at)
+    assert done.code == 0, done.err
+    assert [action["state"] for action in done.json["actions"]] == ["done"]
+    assert drctl("verify", region, *at).code == 0
+    entries = drctl("audit", "-o", "json", *at).json
+    assert [(entry["actor"], entry["subject"]) for entry in entries if entry["action"] == "repair"] == [("ada", region)]
+
+
+def test_a_damaged_head_is_put_right_by_the_active_controller(served: ServedController, drctl: Drctl) -> None:
+    region = REGIONS[2]
+    store = served.places[region].store
+    store.heads["s00"] = replace(store.heads["s00"], records=1)
+    standby, active = ["--endpoint", served.urls[1]], ["--endpoint", served.urls[0]]
+    assert drctl("verify", region, *standby).code == 8
+    refused = drctl("repair", region, "--execute", "--confirm", region, *standby)
+    assert refused.code == 8
+    assert "active controller" in refused.err
+    assert drctl("verify", region, *active).code == 8
+    done = drctl("repair", region, "--execute", "--confirm", region, *active)
+    assert done.code == 0, done.out + done.err
+    assert drctl("verify", region, *active).code == 0
+    with Checkpoints(served.urls) as client:
+        assert client.put("agent-1", "after", b"the stream goes on", copies=3).status == "acknowledged"

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
 from controller.adapters.memory.gate import FaultGate
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore, StoredObject
-from controller.domain.model import Head
+from controller.domain.model import Fence, Head
 from controller.runtime.archive_documents import Verification
+from controller.runtime.audit import Audit
+from controller.runtime.documents import Keys
+from controller.runtime.mender import Mender
 from controller.runtime.verifier import Verifier
 from controller.stream.proof import Problem
 from controller.stream.segment import frame_offsets
@@ -67,6 +71,7 @@ class Copies:
 
     def __post_init__(self) -> None:
         self.view = View(None)
+        self.etcd = FaultGate(self.clock.sleep)
         for region in REGIONS:
             self.stores[region] = store = MemoryStore(region)
             self.history.install(store, base=self.base)
@@ -104,6 +109,21 @@ class Copies:
             if condition(found) and (found.state == "running" or not self.verifier.running(region)):
                 return found
             await asyncio.sleep(0)
+
+    def mender(self, *, epoch: int = 0, instance: str = "a") -> Mender:
+        """``epoch``: this instance holds the stream under it; 0 = it is a standby."""
+        fence = Fence(self.history.stream, epoch, HOME, instance) if epoch else None
+        coordinator = MemoryCoordinator(MemoryCluster(self.clock), self.etcd)
+        self.audit = Audit(coordinator, Keys("/dr", GROUP))
+        return Mender(
+            self.verifier,
+            self.audit,
+            self.clock,
+            region=HOME,
+            instance="a",
+            fence_of=lambda stream: fence if stream == self.history.stream else None,
+            held=lambda stream: fence is not None,
+        )
 
     def built(self, seq: int) -> Built:
         return self.history.segments[seq - 1]

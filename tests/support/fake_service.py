@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
 from controller.adapters.memory.gate import OpenGate
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
 from controller.domain.approval import Approval, Gate, gate, statement
@@ -46,8 +47,10 @@ from controller.domain.promotion import TRANSITIONS, Event, PlanRecord, State, m
 from controller.errors import ApprovalRequired, NotActive, NotFound, Refused
 from controller.ports import Identity
 from controller.runtime.archive import Archive
-from controller.runtime.audit import GENESIS, entry_hash
+from controller.runtime.audit import GENESIS, Audit, entry_hash
+from controller.runtime.documents import Keys
 from controller.runtime.fleet import FleetManager
+from controller.runtime.mender import Mender
 from controller.runtime.service import (
     AgentPage,
     ApprovalRequest,
@@ -189,6 +192,16 @@ class FakeService:
             streams=lambda: ("0",),
             clock=self.clock,
             state_dir=Path(self.folder.name),
+        )
+
+        self.mender = Mender(
+            self.verifier,
+            Audit(MemoryCoordinator(MemoryCluster(self.clock)), Keys("/dr", GROUP)),
+            self.clock,
+            region=self.region,
+            instance=self.instance,
+            fence_of=lambda stream: None,
+            held=lambda stream: False,
         )
 
     async def _never(self, frames: Sequence[Frame]) -> IngestAnswer:
