@@ -21,6 +21,7 @@ from controller.runtime.audit import Audit
 from controller.runtime.documents import Keys
 from controller.runtime.mender import Mender
 from controller.runtime.verifier import Verifier
+from controller.stream.segment import frame_offsets
 from controller.stream.view import View
 from tests.support.damage import HOME, REGIONS, Clock, whole
 from tests.support.segments import GROUP, History
@@ -125,7 +126,7 @@ async def test_objects_and_a_head_that_were_damaged_in_the_services_are_found_an
         s3, bucket = here.client("s3"), f"dr-{region}"
         keys = [f"run/{tmp_path.name}/{GROUP}/{built.ref.key}" for built in here.history.segments]
         flipped = bytearray(here.history.segments[2].data)
-        flipped[600] ^= 4
+        flipped[frame_offsets(bytes(flipped))[1].offset + 60] ^= 4
         s3.put_object(Bucket=bucket, Key=keys[2], Body=bytes(flipped))
         s3.delete_object(Bucket=bucket, Key=keys[4])
         s3.put_object(Bucket=bucket, Key=keys[6], Body=here.history.segments[6].data[:-100])
