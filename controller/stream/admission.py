@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from controller.domain.model import Encoding, Frame, Record
 from controller.errors import Conflict, Refused
@@ -111,9 +110,9 @@ class Admission:
     def take(self, frame: Frame, weight: int, proven: Proven | None = None) -> Entry:
         """A new record: stamped, decoded (unless ``open_ahead`` did it), remembered until the view has it. Raises DrError."""
         base, depth = self._base_of(frame)
-        if proven is None:
-            proven = Proven(open_frame(frame, base))
-        entry = Entry(replace(frame, record=replace(frame.record, received_at=self._now())), weight, proven, depth)
+        body, packed = (open_frame(frame, base), None) if proven is None else (proven.body, proven.packed)
+        proven = Proven(body, packed, new=True)
+        entry = Entry(_stamped(frame, self._now()), weight, proven, depth)
         self._entries[frame.record.agent, frame.record.id] = entry
         if proven.body is not frame.payload:
             self.bytes += len(proven.body)
@@ -139,6 +138,13 @@ class Admission:
         while self._recent_bytes > RECENT_BYTES:
             _, (_, dropped, _, _) = self._recent.popitem(last=False)
             self._recent_bytes -= len(dropped)
+
+
+def _stamped(frame: Frame, received_at: float) -> Frame:
+    """The frame with its receipt. Spelled out: ``dataclasses.replace`` takes four times as long, for every record."""
+    r = frame.record
+    record = Record(r.agent, r.id, r.kind, r.sha256, r.size, r.parent, r.created_at, received_at, r.copies, r.attempt, r.meta)
+    return Frame(record, frame.encoding, frame.payload, frame.base)
 
 
 def _unknown_base(message: str) -> Refused:

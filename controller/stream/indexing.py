@@ -125,8 +125,8 @@ class Round:
     def _frame(self, ordinal: int, frame: Frame) -> None:
         record = frame.record
         agent = self._agent(record.agent)
-        known = self._known(agent.no, record.id)
         proven = self._proven[ordinal]
+        known = None if proven is not None and proven.new else self._known(agent.no, record.id)
         body, depth = self._decode(agent.no, frame, proven)
         sha256 = bytes.fromhex(record.sha256)
         if known is None:

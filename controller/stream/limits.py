@@ -76,8 +76,29 @@ def name_problem(what: str, value: str, max_chars: int) -> str | None:
     return None
 
 
+def _well_formed(record: Record, limits: Limits) -> bool:
+    """The same rules as ``record_problem``, meta aside, in one look: nearly every record passes, and every one is asked thrice
+    (when it comes, when it is opened, when it is written)."""
+    agent, name, kind, parent = record.agent, record.id, record.kind, record.parent
+    return (
+        0 < len(agent) <= limits.agent_chars
+        and 0 < len(name) <= limits.id_chars
+        and 0 < len(kind) <= limits.kind_chars
+        and (parent is None or 0 < len(parent) <= limits.id_chars)
+        and _FORBIDDEN.search(f"{agent}{name}{kind}{parent}") is None
+        and _HASH.match(record.sha256) is not None
+        and 0 <= record.size <= limits.body_bytes
+        and math.isfinite(record.created_at)
+        and math.isfinite(record.received_at)
+        and 1 <= record.copies <= limits.copies
+        and 0 <= record.attempt <= _INT64
+    )
+
+
 def record_problem(record: Record, limits: Limits) -> str | None:
     """The first rule that a record breaks, as a sentence that names field and value, or None."""
+    if _well_formed(record, limits):
+        return _meta_problem(record, limits) if record.meta else None
     problem = name_problem("agent", record.agent, limits.agent_chars)
     problem = problem or name_problem("id", record.id, limits.id_chars)
     problem = problem or name_problem("kind", record.kind, limits.kind_chars)

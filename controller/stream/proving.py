@@ -23,10 +23,12 @@ _PACK_BYTES = 2**18
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A body that this process decoded from its frame and hashed. ``packed``: how it will lie in the view, if that is known."""
+    """A body that this process decoded from its frame and hashed. ``packed``: how it will lie in the view, if that is known.
+    ``new``: the writer, which alone adds to its stream, has made sure that nobody knows the record yet."""
 
     body: bytes
     packed: tuple[int, bytes] | None = None
+    new: bool = False
 
 
 async def prove(frames: Sequence[Frame], base_of: Callable[[Frame], bytes | None]) -> Mapping[int, Proven]:
