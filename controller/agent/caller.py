@@ -93,9 +93,8 @@ class Caller:
                 f"{what}: not acknowledged in time, and it may have been taken; last: {last.message}",
                 hint="put the same record (equal id and body) again to learn it",
             ) from last
-        raise Unavailable(
-            f"{what}: no controller took it in time; last: {last.message}", hint=last.hint or "wait, then try again"
-        ) from last
+        hint = _NOBODY_ACTIVE if isinstance(last, NotActive) else last.hint or "wait, then try again"
+        raise Unavailable(f"{what}: no controller took it in time; last: {last.message}", hint=hint) from last
 
     async def call(
         self,
@@ -134,7 +133,7 @@ class Caller:
                 raise
             self.endpoints.succeeded(endpoint)
             return value
-        error = wire.error_answer(answer.status_code, answer.content, answer.headers.get("Retry-After", ""))
+        error = wire.error_answer(answer.status_code, answer.content, answer.headers.get("Retry-After", ""), endpoint.url)
         if isinstance(error, NotActive):
             if self.endpoints.not_active(endpoint, error.active):
                 error.hint = _ASK_AGAIN
@@ -161,6 +160,7 @@ class Caller:
             raise OutcomeUnknown(f"{_base_of(url)}: the answer was lost: {error!r}", hint="a retry is safe") from error
 
 
+_NOBODY_ACTIVE = "wait; give the client the controllers of every region (drctl status says which one is active)"
 _ASK_AGAIN = "another controller was named: ask it at once"
 
 

@@ -103,7 +103,9 @@ class Delivery:
                     if self.spool is not None and self.spool.waiting(agent):
                         await self._drain_agent(self.spool, agent, deadline)
                     results = await self._deliver(letters, deadline)
-                except DrError as error:  # of draining: what is behind it was not sent
+                except Unavailable as error:  # of draining: what is behind it was not sent
+                    results = [_behind(letter, error, self.spool) for letter in letters]
+                except DrError as error:
                     results = [error] * len(letters)
                 if self.spool is not None:
                     results = await self._spooled(self.spool, letters, results)
@@ -302,6 +304,15 @@ class Delivery:
                 await self.drain(self._caller.deadline(None))
             except (Unavailable, StaleEpoch):
                 await self._clock.sleep(self._random.uniform(0.5, 1.0))
+
+
+def _behind(letter: Letter, error: Unavailable, spool: Spool | None) -> Unavailable:
+    waiting = spool.waiting(letter.agent) if spool is not None else 0
+    return Unavailable(
+        f"record {letter.id!a} of agent {letter.agent!a} was not sent: {waiting} spooled records of the agent go before it; "
+        f"{error.message}",
+        hint=error.hint,
+    )
 
 
 def _problem(letter: Letter) -> Refused | None:

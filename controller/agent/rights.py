@@ -76,8 +76,9 @@ class Right:
         """Raises Fenced when the right has passed (or was never granted)."""
         late = self._clock.monotonic() - self._deadline
         if late >= 0:
-            when = f"ended {late:.1f} s ago" if math.isfinite(late) else "was never granted"
-            raise Fenced(f"the right to act {when}", hint="stop this agent; it may be running in another place")
+            if not math.isfinite(late):
+                raise Fenced("the right to act was never granted", hint="put a record or beat first: answers bring the right")
+            raise Fenced(f"the right to act ended {late:.1f} s ago", hint="stop this agent; it may be running in another place")
 
     @contextmanager
     def guard(self) -> Iterator[None]:

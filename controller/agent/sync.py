@@ -31,7 +31,7 @@ class Checkpoints:
             raise
 
     async def _make(self, endpoints: Sequence[str], options: dict[str, Any]) -> AsyncCheckpoints:
-        return AsyncCheckpoints(endpoints, **options)
+        return await AsyncCheckpoints(endpoints, **options).__aenter__()  # what an earlier process spooled is sent from now on
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result()

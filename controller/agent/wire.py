@@ -79,14 +79,22 @@ def _seconds(value: object) -> float:
     return min(found, RETRY_AFTER_MAX_SECONDS) if found > 0 else 0.0
 
 
-def error_answer(status: int, body: bytes, retry_after: str = "") -> DrError:
-    """From an HTTP answer that is not 200; ``retry_after``: its header. Bodies that are no JSON (of a proxy in between) are
-    judged by the status."""
+def error_answer(status: int, body: bytes, retry_after: str = "", url: str = "the controller") -> DrError:
+    """From an HTTP answer that is not 200; ``retry_after``: its header. An answer that is none of a controller's (of a proxy in
+    between, of another server) is judged by the status: a 4xx took nothing, anything else may have."""
     try:
         document = msgspec.json.decode(body)
     except msgspec.DecodeError:
         document = None
-    error = error_from(document.get("error") if isinstance(document, dict) else None, status)
+    found = document.get("error") if isinstance(document, dict) else None
+    error: DrError
+    if isinstance(found, dict) and isinstance(found.get("code"), str):
+        error = error_from(found, status)
+    else:
+        error = (Unavailable if 400 <= status < 500 else OutcomeUnknown)(
+            f"{url} answered HTTP {status}, and not as a controller does",
+            hint="check that the address is a controller's, and no proxy or other server",
+        )
     if isinstance(error, Unavailable) and status in (429, 503):
         error.retry_after_seconds = error.retry_after_seconds or _seconds(retry_after)
     return error

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import importlib.util
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from controller.agent import AsyncCheckpoints, Checkpoints, Fenced
 from controller.agent.sessions import ReplicatedSession
 from controller.agent.state import load_state, load_state_blocking, save_state, save_state_blocking
+from controller.agent.sync import SyncHold
 from controller.errors import Refused
 from tests.support.echo import openai_agent, strands_model
 from tests.support.served import ServedController
@@ -176,3 +179,35 @@ def test_a_strands_agent_remembers_a_conversation_that_moved_to_another_region(d
     doomed.fail_over()
     with Checkpoints(doomed.urls[1:]) as client:
         assert ask(client, "three") == "3 heard"
+
+
+# ------------------------------------------------------------------------------------------------------- without the right
+
+
+def test_every_adapter_says_that_it_must_stop_once_its_region_may_not_act(doomed: ServedController) -> None:
+    """The region is lost under them. Nothing is written, not even where a controller of another region would answer."""
+    strands = importlib.util.find_spec("strands") is not None
+    with Checkpoints(doomed.urls, timeout_seconds=20.0) as client:
+
+        def write_all(hold: SyncHold | None) -> dict[str, Callable[[], Coroutine[Any, Any, object]]]:
+            session = ReplicatedSession(client, "talk", hold=hold)
+            writes: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+                "session": lambda: session.add_items([item("said")]),
+                "state": lambda: save_state(client, "worker", {"step": 1}, hold=hold),
+            }
+            if strands:
+                from controller.agent.strands import ReplicatedStorage
+
+                writes["strands"] = lambda: ReplicatedStorage(client, "storage", hold=hold).write("key", b"data")
+            return writes
+
+        for write in write_all(None).values():
+            asyncio.run(write())
+        late = write_all(client.hold())
+        known = {agent: [one.id for one in client.list(agent)] for agent in ("talk", "worker", "storage")}
+        doomed.fail_over()
+        for name, write in late.items():
+            with pytest.raises(Fenced, match="the right to act") as error:
+                asyncio.run(write())
+            assert "stop this agent" in error.value.hint, name
+        assert {agent: [one.id for one in client.list(agent)] for agent in known} == known

@@ -514,3 +514,61 @@ def test_a_put_behind_a_replay_that_hangs_is_spooled_and_not_lost(tmp_path: Path
         assert world.store.ids("agent") == ["0", "1", "2", "3", "4"]
 
     run_virtual(story())
+
+
+# ----------------------------------------------------------------------------------------------- errors that people read
+
+
+@pytest.mark.parametrize(("status", "taken"), [(405, False), (404, False), (502, True), (200, True)])
+def test_a_server_that_is_no_controller_is_named_and_others_are_asked(status: int, taken: bool) -> None:
+    async def story() -> None:
+        world = World()
+        world.a.fault = lambda _, moment: (status, b"<html>hello</html>") if moment == "before" else None
+        async with world.client(A) as client:
+            with pytest.raises(Unavailable) as error:
+                await client.put("agent", "1", b"body", timeout_seconds=0.04)
+            assert isinstance(error.value, OutcomeUnknown) == taken
+            if status != 200:
+                assert f"http://a:1 answered HTTP {status}, and not as a controller does" in error.value.message
+        world.b.active = True
+        async with world.client() as client:
+            assert (await client.put("agent", "1", b"body")).status == "acknowledged"
+
+    run_virtual(story())
+
+
+def test_a_record_behind_spooled_ones_says_what_it_waits_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        world = World()
+        world.transport.by_url.clear()
+        spool = Spool(tmp_path / "spool.db")
+        async with world.client(spool=spool, timeout_seconds=0.5) as client:
+            for n in range(3):
+                await client.put("agent", f"{n}", b"body")
+            with pytest.raises(Unavailable, match="record 'safe' of agent 'agent'") as error:
+                await client.put("agent", "safe", b"body", copies=2)
+            assert not isinstance(error.value, OutcomeUnknown)
+            assert error.value.hint
+
+    run_virtual(story())
+
+
+def test_when_only_standbys_answer_the_error_says_whom_to_name() -> None:
+    async def story() -> None:
+        world = World()
+        async with world.client(B, follow_hints=False) as client:
+            with pytest.raises(Unavailable) as error:
+                await client.put("agent", "1", b"body", timeout_seconds=1.0)
+            assert "controllers of every region" in error.value.hint
+
+    run_virtual(story())
+
+
+def test_a_right_that_was_never_granted_says_how_it_is_had() -> None:
+    async def story() -> None:
+        async with World().client() as client:
+            with pytest.raises(Fenced, match="never granted") as error:
+                client.right.check()
+            assert error.value.hint == "put a record or beat first: answers bring the right"
+
+    run_virtual(story())
