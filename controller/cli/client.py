@@ -67,7 +67,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 def check_endpoint(text: str) -> str:
     """A controller's base URL. Raises Usage."""
-    parts = urlsplit(text.strip())
+    try:
+        parts = urlsplit(text.strip())
+    except ValueError as error:  # brackets that do not hold an IPv6 address
+        raise Usage(f"endpoint {text!r} is not a URL: {error}", hint="write it like http://127.0.1.1:8080") from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise Usage(f"endpoint {text!r} is not a URL of a controller", hint="write it like http://127.0.1.1:8080")
     try:

@@ -19,7 +19,7 @@ from controller.cli import group, history, look, ops, plans, verify
 from controller.cli.client import Usage
 from controller.cli.session import ConfigOption, EndpointOption, Interrupted, Output, OutputOption, Session, session
 from controller.errors import DrError
-from controller.runtime.wording import visible
+from controller.runtime.wording import MAX_TEXT_CHARS, visible
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """The command-line parser's own error; its module differs between versions of typer."""
@@ -100,12 +100,27 @@ def _wants_json(here: Session, argv: Sequence[str]) -> bool:
 
 def _tell(error: DrError, as_json: bool) -> int:
     if as_json:
-        sys.stderr.write(json.dumps({"error": error.to_dict()}, ensure_ascii=True) + "\n")
+        found = error.to_dict()
+        sys.stderr.write(json.dumps({"error": {**found, "message": _cut(error.message)}}, ensure_ascii=True) + "\n")
     else:
         sys.stderr.write(f"error: {visible(error.message, keep=chr(10))}\n")
         if error.hint:
             sys.stderr.write(f"hint: {visible(error.hint, keep=chr(10))}\n")
     return error.exit_code
+
+
+def _cut(text: str) -> str:
+    """As long as it is shown to people: some messages repeat what was typed."""
+    return text if len(text) <= MAX_TEXT_CHARS else text[:MAX_TEXT_CHARS] + "…"
+
+
+def _check_text(argv: Sequence[str]) -> None:
+    """Raises Usage for bytes that are no text: names, ids and paths all go into requests and documents."""
+    for word in argv:
+        if any("\ud800" <= char <= "\udfff" for char in word):
+            raise Usage(
+                f"{ascii(word)[:200]} is not UTF-8", hint="type it anew; a name may have been pasted in another encoding"
+            )
 
 
 def _interrupted(what: str, here: Session, argv: Sequence[str]) -> int:
@@ -121,6 +136,7 @@ def run(argv: Sequence[str]) -> int:
     """One command. Returns its exit code; never raises but for bugs in the interpreter."""
     here = Session()
     try:
+        _check_text(argv)
         result = app(args=list(argv), prog_name="drctl", standalone_mode=False, obj=here)
         return result if isinstance(result, int) else 0
     except DrError as error:

@@ -207,8 +207,8 @@ class PlanBook:
         return PlanDocument(shown, rows, await self.journal(plan_id), judged.missing, _next(shown, judged))
 
     def judge(self, record: PlanRecord, approvals: Sequence[Approval], *, minimum_left_seconds: float = 0.0) -> Gate:
-        """The gate on what was signed. Signatures are verified each time: what lies in etcd may have been put there by hand, and a
-        key may have been taken off the list since. Raises Misconfigured when the list cannot be read."""
+        """The gate on what was signed. Signatures are verified each time: somebody may have put into etcd what lies there, and
+        a key may have been taken off the list since. Raises Misconfigured when the list cannot be read."""
         unsigned = {id(approval): why for approval in approvals if (why := self._unsigned(approval))}
         signed = [approval for approval in approvals if id(approval) not in unsigned]
         judged = gate(record, signed, self._clock.wall(), minimum_left_seconds=minimum_left_seconds)
