@@ -253,7 +253,7 @@ class Active:
             stores=ports.stores,
             home=settings.region,
             clock=ports.clock,
-            policy=RetentionPolicy(stream.retention_seconds),
+            policy=RetentionPolicy(stream.retention_seconds, stream.snapshot_seconds),
         )
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
         unfinished = await self._unfinished() is not None

@@ -455,6 +455,9 @@ class Controller(Desk):
                 self._followed[stream] = follower.position()  # verified up to the segment before the damaged one
                 raise
             self._followed[stream] = position
+            if follower.said:
+                self._tell("follow", follower.said)
+                follower.said = ""
             if before is None or position.seq - before.seq < FOLLOW_BUDGET:
                 break
 

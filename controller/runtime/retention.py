@@ -10,23 +10,28 @@ anew by whoever holds the stream then, from what the stores and the view say. In
 4. *delete*: objects before a store's base, salvage excepted, in batches. They are found by listing, so that what a crash
    left behind is found again.
 
+Beside that it makes an index snapshot every so often and puts it into every store that has its segment; the head names it,
+with its hash. The newest few stay.
+
 A live record that cannot be read stops the round before anything moves: it is named, and nothing is deleted.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from controller.domain import retention
-from controller.domain.model import Baseline, Frame, Record
-from controller.errors import Corrupt, DrError, NotFound, Unavailable
+from controller.domain.model import Baseline, Frame, NamedSnapshot, Record, SnapshotRef
+from controller.errors import Corrupt, DrError, FenceLost, NotFound, Unavailable
 from controller.ports import Clock, RegionStore
 from controller.stream.batcher import Entry
 from controller.stream.keeping import Keeping, Old
 from controller.stream.limits import ORIGIN
 from controller.stream.reader import read_many
 from controller.stream.segment import frame
+from controller.stream.snapshot import make_snapshot
 from controller.stream.view import View
 from controller.stream.writer import StreamWriter
 
@@ -40,6 +45,7 @@ CARRY_BYTES = 4 * 2**20
 LOOK_SECONDS = 10.0
 """Pause before it is asked again whether a round is due, when none was."""
 LISTED = 1000
+SNAPSHOTS_KEPT = 3
 FORGET_RECORDS = 5000
 ROUNDS = 8
 """Rounds in one retention time: so much longer than asked for is kept, at most an eighth."""
@@ -47,9 +53,11 @@ ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """``retention_seconds``: how far back any point in time can be restored."""
+    """``retention_seconds``: how far back any point in time can be restored. ``snapshot_seconds``: time between two index
+    snapshots."""
 
     retention_seconds: float
+    snapshot_seconds: float = 300.0
 
     @property
     def round_seconds(self) -> float:
@@ -111,6 +119,11 @@ class Retention:
         self._goal = _Goal(head.base, head.base_chain, writer.starts[-1].first_seq)
         self._carried = head.base
         """The base for which everything was carried forward: by whoever moved the home store's, or by us since."""
+        self._snapshot: tuple[NamedSnapshot, bytes, set[str]] | None = None
+        """The one that is being handed out, with the stores that have it."""
+        self._snapshot_at = clock.monotonic()
+        self._snapshot_seq = 0
+        self._tidied: set[str] = set()
         self._swept: dict[str, int] = {}
         """Store → the base before which nothing is left."""
         self._cursor: dict[str, int] = {}
@@ -120,11 +133,26 @@ class Retention:
     async def step(self) -> str | None:
         """One bounded piece of work. Returns a sentence, "" when there is nothing to tell of it, None when there was nothing to
         do. Raises DrError."""
-        for work in (self._move, self._forget, self._delete, self._carry_on, self._begin):
-            said = await work()
+        failed: DrError | None = None
+        for work in (
+            self._picture, self._hand_out, self._move, self._forget, self._delete, self._tidy, self._carry_on, self._begin,
+        ):  # fmt: skip
+            try:
+                said = await work()
+            except FenceLost:
+                raise
+            except DrError as error:  # a store that does not answer must not keep the others waiting
+                failed = failed or error
+                continue
             if said is not None:
-                return said
-        return None
+                return self._unless(failed, said)
+        return self._unless(failed, None)
+
+    @staticmethod
+    def _unless(failed: DrError | None, said: str | None) -> str | None:
+        if failed is not None:
+            raise failed
+        return said
 
     # ------------------------------------------------------------------------------------------------------ a round
 
@@ -177,6 +205,7 @@ class Retention:
         self._goal = _Goal(round_.base, round_.chain, self._writer.seq)
         self._carried = round_.base
         self._round = None
+        self._snapshot_at = float("-inf")  # the next one replaces those that the move makes useless
         return f"{round_.carried} live records were carried forward; the base may move to {round_.base}"
 
     async def _carry(self, round_: _Round) -> None:
@@ -237,8 +266,65 @@ class Retention:
             raise Corrupt(
                 f"the store of {region} holds another history than ours at segment {head.seq}", hint=f"drctl verify {region}"
             )
-        kept = tuple(found for found in head.snapshots if found.seq >= goal.base - 1)
+        # An older snapshot does not know the carried-forward frames that stand for what is deleted now.
+        kept = tuple(found for found in head.snapshots if found.seq >= goal.sealed)
         self._writer.moved_base(region, await store.set_base(self._fence, head, Baseline(goal.base, goal.chain, kept)))
+
+    # ---------------------------------------------------------------------------------------------------- snapshots
+
+    async def _picture(self) -> str | None:
+        """Makes the next snapshot. Steps come one after the other, so nothing is forgotten while rows are read."""
+        now = self._clock.monotonic()
+        position, _ = self._view.position(self._stream)
+        if now - self._snapshot_at < self._policy.snapshot_seconds or position <= self._snapshot_seq:
+            return None
+        self._snapshot_at = now
+        header, data = await make_snapshot(self._view, self._writer.group, self._stream, self._writer.now())
+        named = NamedSnapshot(header.seq, self._fence.epoch, header.chain, hashlib.sha256(data).hexdigest())
+        self._snapshot, self._snapshot_seq = (named, data, set()), header.seq
+        return f"made a snapshot of {sum(header.rows)} rows at segment {header.seq}: {len(data)} bytes"
+
+    async def _hand_out(self) -> str | None:
+        """Puts the snapshot into one store that has its segment, and lets the head name it. A store that does not get there
+        before the next one is made gets that one."""
+        if self._snapshot is None:
+            return None
+        named, data, having = self._snapshot
+        for place in self._writer.places():
+            if place.region in having or not place.attached or place.seq < named.seq:
+                continue
+            having.add(place.region)
+            self._tidied.discard(place.region)
+            store = self._stores[place.region]
+            await store.put_snapshot(self._fence, SnapshotRef(self._stream, named.seq, named.epoch), data)
+            head = await store.read_head(self._stream)
+            if head.base - 1 <= named.seq:
+                to = retention.named_snapshots(head.snapshots, named, head.base, SNAPSHOTS_KEPT)
+                moved = await store.set_base(self._fence, head, Baseline(head.base, head.base_chain, to))
+                self._writer.moved_base(place.region, moved)
+            return f"the snapshot at segment {named.seq} is in {place.region}"
+        if len(having) == len(self._stores):
+            self._snapshot = None
+        return None
+
+    async def _tidy(self) -> str | None:
+        """Deletes snapshots that a head does not name any more."""
+        for place in self._writer.places():
+            if not place.attached or place.region in self._tidied:
+                continue
+            self._tidied.add(place.region)
+            store = self._stores[place.region]
+            head = await store.read_head(self._stream)
+            named = {(found.seq, found.epoch) for found in head.snapshots}
+            old = [
+                ref
+                for ref in await store.list_snapshots(self._stream)
+                if (ref.seq, ref.epoch) not in named and ref.epoch <= self._fence.epoch
+            ]
+            if old:
+                await store.delete_snapshots(self._fence, old)
+            return ""
+        return None
 
     async def _forget(self) -> str | None:
         _, head = self._writer.home_copy()

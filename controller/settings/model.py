@@ -81,6 +81,9 @@ class StreamSettings(Section):
     pipeline_depth: Count = Field(8, le=1024, description="segments on their way to one region at a time")
     brownout_seconds: Seconds = Field(5.0, description="a home store that fails for this long counts as browned out")
     ack_timeout_seconds: Seconds = Field(10.0, description="a write that cannot reach its copies in this time fails")
+    snapshot_seconds: Seconds = Field(
+        300.0, description="time between two index snapshots; a standby that starts without its view reads the newest"
+    )
     retention_seconds: LongSeconds = Field(
         7 * 86400, description="any point in time can be restored so far back; newest states are kept for ever"
     )

@@ -18,6 +18,7 @@ from controller.settings.values import Problem, is_loopback, nearest, shown
 
 LEAST_RETENTION_SECONDS = 300.0
 RETENTION_RPOS = 20
+SNAPSHOTS_IN_RETENTION = 4
 
 
 def problems(settings: Settings, now: datetime) -> Iterator[Problem]:
@@ -115,6 +116,11 @@ def _stream_rules(settings: Settings) -> Iterator[Problem]:
             f"noticed within it (at least {LEAST_RETENTION_SECONDS:g} s and {RETENTION_RPOS} times rpo.seconds)"
         )
         yield Problem(("stream.retention_seconds", "rpo.seconds"), f"{stream.retention_seconds:g}", rule, "7 days is usual")
+    if stream.snapshot_seconds * SNAPSHOTS_IN_RETENTION > stream.retention_seconds:
+        most = stream.retention_seconds / SNAPSHOTS_IN_RETENTION
+        rule = f"must be at most a quarter of stream.retention_seconds ({most:g}): bases overtake older snapshots"
+        names = ("stream.snapshot_seconds", "stream.retention_seconds")
+        yield Problem(names, f"{stream.snapshot_seconds:g}", rule, "300 is usual")
     for field, size in (("segment_max_bytes", stream.segment_max_bytes), ("body_max_bytes", stream.body_max_bytes)):
         if size > stream.queue_max_bytes:
             rule = f"must be at most stream.queue_max_bytes ({stream.queue_max_bytes}): it could never wait there"

@@ -5,6 +5,7 @@
 - ``segment``   frames to bytes and back: segment objects and ingest batches (``FORMAT.md`` is the byte-exact page)
 - ``view``      the local SQLite index of one region's copy, with the latest bodies warm and proven
 - ``reader``    bodies that are not warm, fetched from the store along their delta chain
+- ``snapshot``  the view's rows as one object, so that a cold start reads that and a short tail
 - ``keeping``   what retention asks the view; ``live`` which records an agent's newest state stands on
 - ``follower``  a standby's loop body: read, verify and index what is new in its own region's store
 - ``writer``    the holder's side, put together from ``admission`` (what may be taken), ``batcher`` (what shares a segment),

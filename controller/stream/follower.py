@@ -15,14 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from controller.domain.model import Frame, Head, Position, SegmentRef
+from controller.domain.model import Frame, Head, NamedSnapshot, Position, SegmentRef, SnapshotRef
 from controller.errors import Conflict, Corrupt, NotFound
 from controller.ports import Clock, RegionStore
 from controller.stream.proving import INLINE_BYTES, prove
 from controller.stream.reader import CONCURRENCY, warm, warm_bases
 from controller.stream.segment import Segment, decode_segment, next_chain
+from controller.stream.snapshot import load_snapshot, open_snapshot
 from controller.stream.view import ColdBase, View
 
+SNAPSHOT_SEGMENTS = 256
+"""A snapshot is worth its load when it saves reading at least so many segments."""
 FORGET_RECORDS = 5000
 """Records that one step forgets at most when the base has moved: about 50 ms."""
 _REPAIR = "repair this region's copy of it from another region's store; the standby stays at the segment before"
@@ -38,7 +41,11 @@ class Follower:
         self._clock = clock
         self._group = group
         self._cold = True
+        self._unproven = view.unproven(stream)
+        self._refused: set[NamedSnapshot] = set()
         self._one = asyncio.Lock()
+        self.said = ""
+        """Which snapshots were refused, and why: for people."""
         self.suspended = False
         """Set while this instance writes the stream itself."""
 
@@ -59,13 +66,17 @@ class Follower:
                     self._view.forget(self._stream, head.base, head.base_chain, FORGET_RECORDS)
             except Conflict:
                 pass  # somebody else moved the view meanwhile (this instance became active): the next round reads it anew
+            if self._view.awakened:
+                self._view.awakened = False
+                self._cold = self._unproven = True
             if self._cold:
                 self._cold = await warm(self._view, self._store, budget)
+                self._unproven = self._unproven and (self._cold or self._view.unproven(self._stream))
             return self.position()
 
     def position(self) -> Position:
-        """Where the copy stands now."""
-        seq, chain = self._view.position(self._stream)
+        """Up to where the copy is proven now. One that came from a snapshot is not, until the newest bodies were read back."""
+        seq, chain = self._view.floor(self._stream) if self._unproven else self._view.position(self._stream)
         return Position(seq, chain, self._view.epoch_at(self._stream, seq) or 0, self._clock.wall())
 
     # ------------------------------------------------------------------------------------------ is it still one history
@@ -81,7 +92,10 @@ class Follower:
                 hint="run `drctl recover`; if the group was created anew on purpose, delete this instance's view",
             )
         lowest = max(head.base - 1, self._view.floor(self._stream)[0])
-        if not lowest <= seq or lowest > head.seq or self._base_differs(head):
+        anew = not lowest <= seq or lowest > head.seq or self._base_differs(head)
+        if await self._from_snapshot(head, head.base - 1 if anew else seq):
+            return
+        if anew:
             self._reset(head)
             return
         agreed = self._by_epochs(head, lowest, min(seq, head.seq))
@@ -138,6 +152,29 @@ class Follower:
             what = f"the head at {head.seq}" if seq == head.seq else _ref(head, seq + 1).key
             raise Corrupt(f"{what} in {self._store.region} does not follow {_ref(head, seq).key}", hint=_REPAIR)
 
+    async def _from_snapshot(self, head: Head, seq: int) -> bool:
+        """Begins anew from the newest good snapshot that the head names, when that saves reading many segments after ``seq``.
+        One that is damaged, foreign or of another history is refused for good, and an older one is tried."""
+        for named in reversed(head.snapshots):
+            if named.seq < seq + SNAPSHOT_SEGMENTS:
+                return False
+            if named in self._refused or named.seq > head.seq:
+                continue
+            try:
+                data = await self._store.get_snapshot(SnapshotRef(self._stream, named.seq, named.epoch))
+                snapshot = await asyncio.to_thread(open_snapshot, data, named, self._group, self._stream)
+                theirs = head.chain if named.seq == head.seq else (await self._fetch(head, named.seq + 1))[0].header.prev_chain
+                if theirs != named.chain:
+                    raise Corrupt("it is of another history than the segments", hint=_REPAIR)
+                await load_snapshot(self._view, snapshot)
+            except (Corrupt, NotFound) as error:
+                self._refused.add(named)
+                self.said = f"the snapshot at segment {named.seq} in {self._store.region} is not used: {error.message}"
+                continue
+            self._cold = self._unproven = True
+            return True
+        return False
+
     def _rewind(self, seq: int) -> None:
         if seq < self._view.position(self._stream)[0]:
             self._view.rewind(self._stream, seq)
@@ -145,7 +182,7 @@ class Follower:
 
     def _reset(self, head: Head) -> None:
         self._view.reset(self._stream, head.base - 1, head.base_chain)
-        self._cold = True
+        self._cold, self._unproven = True, False
 
     # ------------------------------------------------------------------------------------------------- new segments
 

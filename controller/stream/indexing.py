@@ -99,6 +99,8 @@ class Round:
         self._segment = segment
         self._seq = self.reach = segment.header.seq
         self._limits = limits
+        self.awakened = False
+        """Whether records can be read now that could not before."""
         self._proven: Sequence[Proven | None] = proven or [None] * len(segment.frames)
         self._packed: dict[int, tuple[int, bytes]] = {}
         self._first = self._next = int(tables.one("SELECT coalesce(max(no), 0) FROM records")[0]) + 1
@@ -144,6 +146,8 @@ class Round:
             if not known.verified and body is not None:
                 self._prove(known, depth)
                 self._head(agent, record.kind)  # its body may be missing there
+                if self._floor and ORIGIN in record.meta:
+                    self._found_again(agent.no, record.id)
         if body is not None:
             if proven is not None and proven.packed is not None:
                 self._packed[known.no] = proven.packed
@@ -165,6 +169,7 @@ class Round:
             for no, lost_id, base in found:
                 depth[lost_id] = depth[base] + 1
                 if depth[lost_id] <= MAX_CHAIN:
+                    self.awakened = True
                     self._tables.run("UPDATE records SET verified=0, depth=? WHERE no=?", (depth[lost_id], no))
 
     def _place(self, ordinal: int) -> tuple[int, int]:
@@ -201,7 +206,7 @@ class Round:
             ]
         )
         agent.records += 1
-        if not agent.ruled and is_ruled(record):
+        if not agent.ruled and is_ruled(record.kind, record.meta):
             agent.ruled = 1
         if ord_ > agent.latest_ord:
             agent.latest, agent.latest_ord = known.no, ord_

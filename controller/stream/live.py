@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from controller.domain.fleet import open_intents
 from controller.domain.model import Kind, Record
@@ -48,9 +48,9 @@ def plain(record_id: str) -> str:
     return _REPETITION.sub("", record_id)
 
 
-def is_ruled(record: Record) -> bool:
-    """Whether it takes more than the newest of each kind to know what is live beside this record."""
-    return record.kind in _EFFECTS or (bool(record.meta) and not _RULES.isdisjoint(record.meta))
+def is_ruled(kind: str, meta: Mapping[str, str]) -> bool:
+    """Whether it takes more than the newest of each kind to know what is live beside such a record."""
+    return kind in _EFFECTS or (bool(meta) and not _RULES.isdisjoint(meta))
 
 
 def live(records: Sequence[Record]) -> frozenset[str]:

@@ -99,8 +99,11 @@ async def warm_bases(view: View, store: RegionStore, segment: Segment) -> int:
     """Loads what ``View.apply`` needs for this segment and does not have (it raised ``ColdBase``). Returns how many bodies.
     A base that this copy can no longer give back is marked, so that what stands on it counts as unverified."""
     missing = view.missing(segment)
-    for agent, record_id in missing:
-        await _load(view, store, agent, record_id)
+    for key, answer in (await read_many(view, store, missing)).items():
+        if isinstance(answer, DrError):
+            _lost_or_raise(view, *key, answer)
+        else:
+            view.admit(*key, answer[1])
     return len(missing)
 
 
@@ -203,12 +206,3 @@ def _lost_or_raise(view: View, agent: str, record_id: str, error: DrError) -> No
         view.doubt(agent, record_id)
         return
     raise error
-
-
-async def _load(view: View, store: RegionStore, agent: str, record_id: str) -> None:
-    try:
-        _, body = await read_record(view, store, agent, record_id)
-    except NotFound as error:
-        _lost_or_raise(view, agent, record_id, error)
-        return
-    view.admit(agent, record_id, body)

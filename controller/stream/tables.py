@@ -21,14 +21,15 @@ if TYPE_CHECKING or sys.version_info < (3, 14):
 else:
     from compression import zstd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raise it with every change of the tables: older files are dropped and rebuilt from the store."""
 _APPLICATION_ID = 0x44525657  # "DRVW"
 
 _TABLES = """
+-- loading: rows of a snapshot are being put in; until that is over the copy begins and ends at its floor.
 CREATE TABLE streams (
     no INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, seq INTEGER NOT NULL, chain TEXT NOT NULL,
-    floor_seq INTEGER NOT NULL, floor_chain TEXT NOT NULL, records INTEGER NOT NULL);
+    floor_seq INTEGER NOT NULL, floor_chain TEXT NOT NULL, records INTEGER NOT NULL, loading INTEGER NOT NULL DEFAULT 0);
 -- at: when the holder closed the segment; reach: the earliest segment that a delta in it stands on (its own seq: none).
 CREATE TABLE segments (
     stream INTEGER NOT NULL, seq INTEGER NOT NULL, chain TEXT NOT NULL, epoch INTEGER NOT NULL,

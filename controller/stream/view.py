@@ -87,7 +87,11 @@ class View:
         self._tables = Tables(path)
         self._limits = limits
         self._lent: set[int] = set()
+        self.awakened = False
+        """Set when what deltas stand on came after them: their bodies can be loaded now. Whoever does so clears it."""
         self._tables.run(f"DELETE FROM warm WHERE {_NOT_NEWEST}")  # noqa: S608 - what a stop left behind
+        for (half_loaded,) in self._tables.all("SELECT name FROM streams WHERE loading"):
+            self.reset(half_loaded, *self.floor(half_loaded))
 
     @property
     def tables(self) -> Tables:
@@ -181,10 +185,11 @@ class View:
             )
         with self._tables.transaction():
             if no == 0:
-                self._tables.run("INSERT INTO streams VALUES (NULL, ?, 0, ?, 0, ?, 0)", (ref.stream, GENESIS, GENESIS))
+                self._tables.run("INSERT INTO streams VALUES (NULL, ?, 0, ?, 0, ?, 0, 0)", (ref.stream, GENESIS, GENESIS))
                 no = self._stream(ref.stream)[0]
             round_ = self._round(no, floor_seq, segment, proven)
             added = round_.index()
+            self.awakened = self.awakened or round_.awakened
             self._tables.run(
                 "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (no, ref.seq, chain, ref.epoch, len(segment.frames), data_len, header.created_at, round_.reach),
@@ -233,7 +238,7 @@ class View:
                 self._tables.run(f"DELETE FROM {table} WHERE stream=?", (no,))  # noqa: S608 - fixed names
             self._remove("stream=?", (no,))
             self._tables.run("DELETE FROM streams WHERE no=?", (no,))
-            self._tables.run("INSERT INTO streams VALUES (NULL, ?, ?, ?, ?, ?, 0)", (stream, seq, chain, seq, chain))
+            self._tables.run("INSERT INTO streams VALUES (NULL, ?, ?, ?, ?, ?, 0, 0)", (stream, seq, chain, seq, chain))
 
     def forget(self, stream: str, base: int, base_chain: str, budget: int = 1 << 62) -> bool:
         """Retention moved the base: forgets segments before ``base`` and the records that lie in no later one, at most about
@@ -513,6 +518,15 @@ class View:
                 (WARM_MAX_BYTES, limit),
             )
         )
+
+    def unproven(self, stream: str) -> bool:
+        """Whether newest bodies came with a snapshot and were not read back from the store yet."""
+        row = self._tables.one(
+            "SELECT 1 FROM heads h JOIN records r ON r.no = h.record JOIN streams s ON s.no = r.stream "
+            "WHERE h.warm=1 AND r.verified=0 AND s.name=? LIMIT 1",
+            (stream,),
+        )
+        return row is not None
 
     def missing(self, segment: Segment) -> tuple[tuple[str, str], ...]:
         """(agent, id) of the bodies that ``apply`` needs for this segment's deltas and does not have."""

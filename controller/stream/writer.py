@@ -74,7 +74,7 @@ class StreamWriter:
         on_lost: Callable[[str], None],
         limits: WriterLimits,
     ) -> None:
-        self._group = group
+        self.group = group
         self.fence = fence
         self._stores = stores
         self._home = home
@@ -338,7 +338,7 @@ class StreamWriter:
         """Makes the next segment of these records. One at a time: only the batcher calls it."""
         frames = tuple(entry.frame for entry in taken)
         seq = self._seq + 1
-        header = SegmentHeader(self._group, self.fence.stream, seq, self.fence.epoch, self._chain, self.now())
+        header = SegmentHeader(self.group, self.fence.stream, seq, self.fence.epoch, self._chain, self.now())
         size = sum(entry.weight for entry in taken)
         if size < LARGE_BYTES:
             segment, data, chain = _encode(header, frames)

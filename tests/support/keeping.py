@@ -205,10 +205,10 @@ class World:
 
     # ----------------------------------------------------------------------------------------------------- judging
 
-    async def cold(self, region: str) -> View:
+    async def cold(self, region: str, gate: FaultGate | None = None) -> View:
         """A view made anew from one region's store alone."""
         view = View(None)
-        store = MemoryRegionStore(self.servers[region], FaultGate(self.clock.sleep))
+        store = MemoryRegionStore(self.servers[region], gate or FaultGate(self.clock.sleep))
         follower = Follower(store, view, STREAM, self.clock, GROUP)
         head = self.head(region)
         for _ in range(1000):

@@ -170,6 +170,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("rpo/seconds", "5m", "rpo.seconds = '5m'", "write 300"),
     ("rpo/seconds", "1.5h", "rpo.seconds = '1.5h'", "write 5400"),
     ("rpo/seconds", "soon", "rpo.seconds = 'soon'", "valid number"),
+    ("stream/retention_seconds", 1000, "stream.snapshot_seconds = 300", "a quarter of stream.retention_seconds (250)"),
     ("stream/retention_seconds", 200, "stream.retention_seconds = 200", "at least 300"),
     ("rpo/seconds", 0.02, "rpo.seconds = 0.02", "stream.flush_seconds"),
     ("rpo/policy", "hope", "rpo.policy = 'hope'", "'alert' or 'enforce'"),
