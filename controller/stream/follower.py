@@ -41,7 +41,7 @@ class Follower:
         self._clock = clock
         self._group = group
         self._cold = True
-        self._unproven = view.unproven(stream)
+        self._unproven = view.awaits_proof(stream)
         self._refused: set[NamedSnapshot] = set()
         self._one = asyncio.Lock()
         self.said = ""
@@ -71,7 +71,7 @@ class Follower:
                 self._cold = self._unproven = True
             if self._cold:
                 self._cold = await warm(self._view, self._store, budget)
-                self._unproven = self._unproven and (self._cold or self._view.unproven(self._stream))
+                self._unproven = self._unproven and (self._cold or self._view.awaits_proof(self._stream))
             return self.position()
 
     def position(self) -> Position:

@@ -200,7 +200,7 @@ def _inspect(path: Path) -> str:
         sound = connection.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok"
     except sqlite3.OperationalError:
         raise  # locked, not readable: nothing is known about the content
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeDecodeError):  # the latter: inside of the schema's own text
         return "damaged"
     finally:
         if connection is not None:

@@ -519,7 +519,7 @@ class View:
             )
         )
 
-    def unproven(self, stream: str) -> bool:
+    def awaits_proof(self, stream: str) -> bool:
         """Whether newest bodies came with a snapshot and were not read back from the store yet."""
         row = self._tables.one(
             "SELECT 1 FROM heads h JOIN records r ON r.no = h.record JOIN streams s ON s.no = r.stream "
