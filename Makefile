@@ -17,7 +17,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help setup demo test test-fast simulate fuzz bench lint lock clean
+.PHONY: help setup demo test test-fast simulate fuzz model bench lint lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -61,6 +61,9 @@ fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
 
 bench: setup ## measure beside a peer and write tests/benchmarks/README.md, about 15 minutes (ARGS="--quick")
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+model: setup ## TLC checks the formal model and that every mutant of it is caught (ARGS="--deep"); needs Java 11 or newer
+	$(BIN)/python tests/model/check.py $(ARGS)
 
 lock: setup ## resolve requirements.lock anew from pyproject.toml
 	@{ echo '# Every dependency of every extra, for every Python and platform that pyproject.toml allows, with hashes.'; \
