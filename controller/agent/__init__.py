@@ -1,13 +1,15 @@
 """What agents import: light (httpx, msgspec, zstd), typed, with no knowledge of AWS, etcd or the daemon.
 
-client      AsyncCheckpoints: put, get, list, tasks, beats; retries, endpoints, deltas
+client      AsyncCheckpoints: put, get, list, agents, tasks, beats
+delivery    from a record to its acknowledgement: turns, deltas, batches, and the spool behind them
+caller      one call to whichever controller is to be asked; retries, pauses that controllers ask for
 sync        Checkpoints: the same for programs without an event loop
 rights      Right, Hold, guard: may this copy of the agent still act?
 errors      what callers can act on, beside ``controller.errors``
 spool       store and forward when no controller answers (off unless asked for)
 endpoints   which controller to ask next; circuit breakers
 lanes       many agents' records in one request, without a timer
-memory      previous bodies, bounded, for deltas
+memory      previous bodies, bounded; one agent's batch as a chain of deltas
 wire        the HTTP documents
 
 state       save_state and load_state; langgraph, sessions (OpenAI Agents SDK), strands: adapters, imported on their own

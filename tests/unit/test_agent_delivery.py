@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from controller.agent import Fenced, NotAllAcknowledged, Spool, SpoolFull
+from controller.agent import AsyncCheckpoints, Fenced, NotAllAcknowledged, Spool, SpoolFull
 from controller.agent.caller import UPLOAD_BYTES_PER_SECOND
 from controller.agent.delivery import SPOOLED
 from controller.agent.endpoints import COOL_SECONDS, TRIP
@@ -572,3 +574,25 @@ def test_a_right_that_was_never_granted_says_how_it_is_had() -> None:
             assert error.value.hint == "put a record or beat first: answers bring the right"
 
     run_virtual(story())
+
+
+@pytest.mark.parametrize("compressible", [False, True])
+def test_a_large_body_is_held_at_most_three_times(compressible: bool) -> None:
+    """By the caller, as what is sent, and, while it is tried, compressed. The far side is not counted: it is elsewhere."""
+
+    class Sink(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            ack = {"agent": "agent", "id": "1", "status": "acknowledged", "seq": 1, "copies": 1, "error": None}
+            return httpx.Response(200, json={"epoch": 5, "right_seconds": 60.0, "acks": [ack]}, request=request)
+
+    async def story() -> int:
+        size = 24 * 2**20
+        body = bytes(size) if compressible else random.Random(3).randbytes(size)
+        async with AsyncCheckpoints([A], transport=Sink()) as client:
+            tracemalloc.start()
+            await client.put("agent", "1", body)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        return peak * 100 // size
+
+    assert asyncio.run(story()) < 210  # percent of the body, beside the caller's own
