@@ -114,8 +114,7 @@ class Admission:
         proven = Proven(body, packed, new=True)
         entry = Entry(_stamped(frame, self._now()), weight, proven, depth)
         self._entries[frame.record.agent, frame.record.id] = entry
-        if proven.body is not frame.payload:
-            self.bytes += len(proven.body)
+        self.bytes += _held(entry)
         return entry
 
     def applied(self, entry: Entry) -> None:
@@ -125,8 +124,7 @@ class Admission:
         if entry.proven is None:
             return
         body = entry.proven.body
-        if body is not entry.frame.payload:
-            self.bytes -= len(body)
+        self.bytes -= _held(entry)
         key = record.agent, record.kind
         before = self._recent.pop(key, None)
         if before is not None:
@@ -138,6 +136,15 @@ class Admission:
         while self._recent_bytes > RECENT_BYTES:
             _, (_, dropped, _, _) = self._recent.popitem(last=False)
             self._recent_bytes -= len(dropped)
+
+
+def _held(entry: Entry) -> int:
+    """Bytes that an entry holds besides its payload."""
+    if entry.proven is None:
+        return 0
+    body, packed = entry.proven.body, entry.proven.packed
+    same = body is entry.frame.payload
+    return (0 if same else len(body)) + (0 if packed is None or packed[1] is body else len(packed[1]))
 
 
 def _stamped(frame: Frame, received_at: float) -> Frame:

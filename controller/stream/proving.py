@@ -17,8 +17,6 @@ from controller.stream.tables import WARM_MAX_BYTES, pack
 
 INLINE_BYTES = 2**20
 """Bodies of one call or segment up to this are decoded at once (about 2 ms); more in a thread."""
-_PACK_BYTES = 2**18
-"""From this size on a body is also packed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +65,5 @@ def _prove_all(jobs: Sequence[tuple[Frame, bytes | int | None]]) -> dict[int, Pr
             opened = open_frame(frame, body)
         except DrError:
             continue
-        found[number] = Proven(opened, pack(opened) if _PACK_BYTES <= len(opened) <= WARM_MAX_BYTES else None)
+        found[number] = Proven(opened, pack(opened) if len(opened) <= WARM_MAX_BYTES else None)
     return found

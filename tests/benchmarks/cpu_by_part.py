@@ -1,6 +1,6 @@
 """CPU of the holder per record, by part: one real controller behind real HTTP, three region stores, load from another process.
 
-    python tests/benchmarks/cpu_by_part.py [--store ministack|memory] [--sizes 2000 80000] [--batches 1 10 100] [--seconds 4]
+    python tests/benchmarks/cpu_by_part.py [--store ministack|memory] [--sizes 2000 80000] [--batches 1 10 100] [--large]
 
 Each line is measured twice. The first run, without a profiler, gives the microseconds of CPU of the holder's whole process
 per record (all threads, system calls included). The second, under cProfile, gives the *shares*: the time of each function goes
@@ -258,6 +258,16 @@ async def _post(port: int, batches: list[bytes], counts: list[int], done: list[i
     writer.close()
 
 
+def _large(count: int) -> Lanes:
+    """One connection's requests of one incompressible body of 64 MiB each."""
+    from controller.stream.delta import frame
+    from controller.stream.segment import encode_frames
+
+    body = random.Random(64).randbytes(64 * 2**20)
+    data = [encode_frames([frame(f"large-{n}", f"r{time.time_ns()}", "checkpoint", body)]) for n in range(count)]
+    return [(data, [1] * count)]
+
+
 Lanes = list[tuple[list[bytes], list[int]]]
 
 
@@ -278,14 +288,18 @@ def _encode(agents: Agents, batch: int, connections: int, records: int) -> Lanes
     return lanes
 
 
-def _send(port: int, lanes: Lanes) -> tuple[int, list[float], float]:
-    """How many records were acknowledged, how long each request waited, and the seconds that all took."""
+def _send(port: int, lanes: Lanes, large: Lanes = []) -> tuple[int, list[float], float]:  # noqa: B006 - only read
+    """How many records were acknowledged, how long each request waited, and the seconds that all took. ``large``: requests that
+    are sent beside them and not counted."""
     done, waits = [0], list[float]()
 
     async def run() -> float:
         at = time.monotonic()
+        beside = [asyncio.create_task(_post(port, data, counts, [0], [])) for data, counts in large]
         await asyncio.gather(*(_post(port, data, counts, done, waits) for data, counts in lanes))
-        return time.monotonic() - at
+        seconds = time.monotonic() - at
+        await asyncio.gather(*beside)
+        return seconds
 
     seconds = asyncio.run(run())
     return done[0], waits, seconds
@@ -299,6 +313,7 @@ def main() -> None:
     options.add_argument("--agents", type=int, default=512)
     options.add_argument("--connections", type=int, default=16)
     options.add_argument("--records", type=int, default=6000, help="records of one run of 2 KB; a quarter for larger ones")
+    options.add_argument("--large", action="store_true", help="four bodies of 64 MiB are written beside the small ones")
     options.add_argument("--json", type=Path, default=None)
     chosen = options.parse_args()
     rows = []
@@ -355,7 +370,7 @@ def _both(pipe: Connection, port: int, chosen: argparse.Namespace, size: int, ba
     lanes = _encode(agents, batch, chosen.connections, records)
     pipe.send("start")
     pipe.recv()
-    count, waits, seconds = _send(port, lanes)
+    count, waits, seconds = _send(port, lanes, _large(4) if chosen.large else [])
     pipe.send("stop")
     cpu, _, stall = pipe.recv()
     lanes = _encode(agents, batch, chosen.connections, records)
