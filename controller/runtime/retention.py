@@ -11,7 +11,8 @@ anew by whoever holds the stream then, from what the stores and the view say. In
    left behind is found again.
 
 Beside that it makes an index snapshot every so often and puts it into every store that has its segment; the head names it,
-with its hash. The newest few stay.
+with its hash. The newest few stay. With each snapshot every store's *catalogue* is brought up to date: one item for each agent
+that changed, which says where its latest restorable checkpoint lies.
 
 A live record that cannot be read stops the round before anything moves: it is named, and nothing is deleted.
 """
@@ -37,6 +38,8 @@ from controller.stream.writer import StreamWriter
 
 AGENTS = 200
 """Agents that one step looks at."""
+AGENTS_LISTED = 50
+"""Agents that one step puts into a catalogue."""
 SEGMENTS = 5000
 """Segments whose deltas one step looks at."""
 CARRY_RECORDS = 200
@@ -82,6 +85,18 @@ class _Round:
     carried: int = 0
 
 
+@dataclass(slots=True)
+class _Listing:
+    """How far one store's catalogue is. A new epoch begins at 0: items carry no condition, so each epoch writes all of them."""
+
+    done: int = 0
+    """Changes up to this segment are in it."""
+    upto: int = 0
+    """Changes up to this one are being written; 0: none are."""
+    agent: int = 0
+    """The last agent that was looked at."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Goal:
     """A base that stores may take over once they have committed everything up to ``sealed``."""
@@ -124,6 +139,7 @@ class Retention:
         self._snapshot_at = clock.monotonic()
         self._snapshot_seq = 0
         self._tidied: set[str] = set()
+        self._listed: dict[str, _Listing] = {region: _Listing() for region in stores}
         self._swept: dict[str, int] = {}
         """Store → the base before which nothing is left."""
         self._cursor: dict[str, int] = {}
@@ -135,7 +151,8 @@ class Retention:
         do. Raises DrError."""
         failed: DrError | None = None
         for work in (
-            self._picture, self._hand_out, self._move, self._forget, self._delete, self._tidy, self._carry_on, self._begin,
+            self._picture, self._hand_out, self._list, self._move, self._forget, self._delete, self._tidy, self._carry_on,
+            self._begin,
         ):  # fmt: skip
             try:
                 said = await work()
@@ -282,6 +299,9 @@ class Retention:
         header, data = await make_snapshot(self._view, self._writer.group, self._stream, self._writer.now())
         named = NamedSnapshot(header.seq, self._fence.epoch, header.chain, hashlib.sha256(data).hexdigest())
         self._snapshot, self._snapshot_seq = (named, data, set()), header.seq
+        for listing in self._listed.values():
+            if not listing.upto:
+                listing.upto, listing.agent = header.seq, 0
         return f"made a snapshot of {sum(header.rows)} rows at segment {header.seq}: {len(data)} bytes"
 
     async def _hand_out(self) -> str | None:
@@ -305,6 +325,25 @@ class Retention:
             return f"the snapshot at segment {named.seq} is in {place.region}"
         if len(having) == len(self._stores):
             self._snapshot = None
+        return None
+
+    async def _list(self) -> str | None:
+        """One page of one store's catalogue, for the agents that changed since it was written last."""
+        for place in self._writer.places():
+            listing = self._listed[place.region]
+            if not place.attached or not listing.upto or place.seq < listing.upto:
+                continue
+            page = self._keeping.changed(listing.done, listing.agent, AGENTS_LISTED)
+            entries = [entry for _, name in page if (entry := self._keeping.entry(name)) is not None]
+            there = [entry for entry in entries if all(found.seq <= place.seq for found in entry.chain)]
+            if there:
+                await self._stores[place.region].put_catalogue(self._fence, there)
+            if page:
+                # One that is newer than the store is written with the next snapshot: it lies above ``upto``.
+                listing.agent = page[-1][0]
+            else:
+                listing.done, listing.upto, listing.agent = listing.upto, 0, 0
+            return ""
         return None
 
     async def _tidy(self) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from controller.domain.model import Kind, Record
+from controller.domain.model import CatalogueEntry, FramePlace, Kind, Record
+from controller.stream.limits import MAX_CHAIN
 from controller.stream.live import live
 from controller.stream.view import View
 
@@ -22,6 +23,8 @@ _COLUMNS = (
     "AND d.base IS NULL)"
 )
 _ORDINAL_BITS = 16
+WHOLE = "whole"
+"""Encoding of a carried-forward frame in the catalogue: raw or zstd, its header says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Keeping:
     """Questions about one stream of a view."""
 
     def __init__(self, view: View, stream: str) -> None:
+        self._view = view
         self._tables = view.tables
         self._name = stream
 
@@ -106,6 +110,51 @@ class Keeping:
             "WHERE s.name=:stream AND h.agent=:agent ORDER BY r.ord, r.no",
             {"base": base, "stream": self._name, "agent": agent},
         )
+
+    def changed(self, after_seq: int, after_agent: int, limit: int) -> Sequence[tuple[int, str]]:
+        """The next agents (number, name) after the number ``after_agent`` of which a frame lies above segment ``after_seq``."""
+        return self._tables.all(
+            "SELECT a.no, a.name FROM agents a JOIN records l ON l.no=a.latest JOIN streams s ON s.no=l.stream "
+            "WHERE s.name=?1 AND a.no>?2 AND (l.seq>?3 OR a.no IN (SELECT r.agent FROM duplicates d JOIN records r ON "
+            "r.no=d.record WHERE d.stream=s.no AND d.seq>?3)) ORDER BY a.no LIMIT ?4",
+            (self._name, after_agent, after_seq, limit),
+        )
+
+    def entry(self, agent: str) -> CatalogueEntry | None:
+        """Where an agent's latest restorable checkpoint lies, with all that it stands on; None when there is none."""
+        record = self._view.restorable(agent)
+        if record is None:
+            return None
+        chain: list[FramePlace] = []
+        encoding, wanted = "", record.id
+        while len(chain) <= MAX_CHAIN:
+            found = self._place(agent, wanted)
+            if found is None:
+                return None
+            place, how, base = found
+            encoding = encoding or how
+            chain.append(place)
+            if base is None:
+                return CatalogueEntry(
+                    agent, record.kind, record.id, record.sha256, record.size, encoding, record.received_at, tuple(chain)
+                )
+            wanted = base
+        return None
+
+    def _place(self, agent: str, record_id: str) -> tuple[FramePlace, str, str | None] | None:
+        """A frame of a record (a whole one if there is one), how its body is written, and what it stands on."""
+        row = self._tables.one(
+            "SELECT d.base NOTNULL, d.seq, g.epoch, d.ordinal, d.place, d.length, d.base, '' FROM agents a "
+            "JOIN records r ON r.agent=a.no JOIN duplicates d ON d.record=r.no "
+            "JOIN segments g ON g.stream=d.stream AND g.seq=d.seq WHERE a.name=?1 AND r.id=?2 "
+            "UNION ALL SELECT r.base NOTNULL, r.seq, g.epoch, r.ordinal, r.place, r.length, r.base, r.encoding FROM agents a "
+            "JOIN records r ON r.agent=a.no JOIN segments g ON g.stream=r.stream AND g.seq=r.seq WHERE a.name=?1 AND r.id=?2 "
+            "ORDER BY 1, 2 DESC, 4 DESC LIMIT 1",
+            (agent, record_id),
+        )
+        if row is None or not row[5]:
+            return None
+        return FramePlace(row[1], row[2], row[3], row[4], row[5]), row[7] or (WHOLE if row[6] is None else "delta"), row[6]
 
     def bases_before(self, base: int, after_seq: int, limit: int) -> tuple[list[Old], int]:
         """Records that deltas at or after ``base`` stand on and of which no whole frame lies there, from the next ``limit``
