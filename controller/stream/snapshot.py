@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,10 @@ PAGE_MAX_BYTES = 64 * 2**20
 """Of a page once it is decompressed: a page that says more is damage, or worse."""
 _LENGTH = struct.Struct(">I")
 _HASH_BYTES = 32
-_BAD_BYTES = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, OverflowError, struct.error, zstd.ZstdError)
+_BAD_BYTES = (
+    msgspec.MsgspecError, ValueError, TypeError, LookupError, RecursionError, OverflowError, struct.error, sqlite3.Error,
+    zstd.ZstdError,
+)  # fmt: skip
 SEGMENTS, RECORDS, COPIES, CONFLICTS = range(4)
 
 _RECORD_COLUMNS = (

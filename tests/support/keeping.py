@@ -102,10 +102,14 @@ class World:
         self.calls: list[str] = []
         self.strike: Callable[[int, str], str] = lambda _number, _what: ""
         self.dead = False
+        self.held: set[str] = set()
+        """Calls ("region.method") that get no answer for as long as they are in here."""
 
     async def through(self, region: str, name: str, send: Callable[[], Awaitable[Any]]) -> Any:
         if self.dead:
             raise Unavailable("this instance is dead", hint="")
+        while f"{region}.{name}" in self.held:
+            await self.wait(0.05)
         self.calls.append(f"{region}.{name}")
         fault = self.strike(len(self.calls), self.calls[-1])
         if fault == "kill-before":
