@@ -66,6 +66,7 @@ from controller.agent.threads import (
     kind_of,
     known_writes,
     load,
+    newest_whole,
     parsed,
     record_id_of,
     stands_in,
@@ -267,6 +268,20 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     ) -> Mapping[str, DeltaChannelHistory]:
         """See ``aget_delta_channel_history``."""
         return self._history(self._bridge.run(self._chain(config, channels)), channels)
+
+    async def anewest_whole(self, config: RunnableConfig) -> RunnableConfig | None:
+        """The newest checkpoint of a thread's namespace whose state can be rebuilt here: where to resume after an
+        ``IncompleteHistory``. What came after it is lost with that. None when there is none."""
+        return await self._bridge.wait(self._newest_whole(config))
+
+    def newest_whole(self, config: RunnableConfig) -> RunnableConfig | None:
+        """See ``anewest_whole``."""
+        return self._bridge.run(self._newest_whole(config))
+
+    async def _newest_whole(self, config: RunnableConfig) -> RunnableConfig | None:
+        thread_id, ns, _ = _address(config)
+        found = newest_whole(*await self._thread(thread_id), ns)
+        return None if found is None else _config(thread_id, (ns, found))
 
     async def _thread(self, thread_id: str) -> tuple[Journal, Thread]:
         """As of now, without what was deleted."""

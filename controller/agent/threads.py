@@ -16,7 +16,7 @@ import msgspec
 from controller.agent.journal import Journal, escape
 from controller.domain.model import Kind, Record
 from controller.errors import Corrupt
-from controller.stream.live import RANK, SUBJECT, parent_writes
+from controller.stream.live import RANK, SUBJECT, parent_writes, whole
 
 Key = tuple[str, str]
 """Namespace and checkpoint id."""
@@ -111,8 +111,18 @@ async def load(journal: Journal, thread: Thread, thread_id: str, key: Key) -> Lo
 def incomplete(entry: Entry, channels: set[str], why: str) -> IncompleteHistory:
     return IncompleteHistory(
         f"channels {', '.join(sorted(channels))} of checkpoint {entry.id!a} stand on its parent {entry.parent!a}: {why}",
-        hint="resume from a checkpoint that is complete, or restore the missing records from another region",
+        hint="resume from a checkpoint that is complete (the saver's newest_whole), or restore the records from another region",
     )
+
+
+def newest_whole(journal: Journal, thread: Thread, ns: str) -> str | None:
+    """The greatest checkpoint id of a namespace that has all that it stands on in this copy."""
+    older = list(reversed(journal.records))
+    for checkpoint_id in sorted((key[1] for key in thread.shown if key[0] == ns), reverse=True):
+        record = thread.entries[ns, checkpoint_id].record
+        if whole(record, older[len(older) - (journal.place(record.id) or 0) :]):
+            return checkpoint_id
+    return None
 
 
 def parsed(journal: Journal) -> Thread:

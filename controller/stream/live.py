@@ -81,22 +81,28 @@ def live(records: Sequence[Record]) -> frozenset[str]:
 
 
 def whole(record: Record, older: Iterable[Record]) -> bool:
-    """Whether everything that a record needs is among the agent's ``older`` records (newest first): its parents down to one
-    that needs none, and what was attached to each. A state without a part of its chain is not restorable."""
-    attached: Counter[str] = Counter()
-    child = record
-    if child.meta.get(NEEDS) != PARENT:
+    """Whether everything that a record needs is among the agent's ``older`` records, in any order: its parents down to one
+    that needs none, and what was attached to each (which may have come before it). A state without a part of its chain is not
+    restorable."""
+    if record.meta.get(NEEDS) != PARENT:
         return True
+    attached: Counter[str] = Counter()
+    by_name: dict[str, Record] = {}
     for found in older:
         if _is_attached(found):
             attached[plain(found.parent or "")] += 1
-        elif plain(found.id) == plain(child.parent or ""):
-            if attached[plain(found.id)] < parent_writes(child):
-                return False
-            if found.meta.get(NEEDS) != PARENT:
-                return True
-            child = found
-    return False
+        else:
+            by_name.setdefault(plain(found.id), found)
+    child = record
+    seen: set[str] = set()
+    while child.meta.get(NEEDS) == PARENT:
+        name = plain(child.parent or "")
+        parent = by_name.get(name)
+        if parent is None or name in seen or attached[name] < parent_writes(child):
+            return False
+        seen.add(name)
+        child = parent
+    return True
 
 
 def parent_writes(record: Record) -> int:

@@ -110,7 +110,17 @@ def test_state_is_never_read_as_empty_when_a_parent_or_its_writes_are_missing(cl
             graph.get_state(config_of(f"broken-{number}"))
         with pytest.raises(IncompleteHistory):
             graph.invoke({"entries": ["more"]}, config_of(f"broken-{number}"))
+        back = ReplicatedSaver(client).newest_whole(config_of(f"broken-{number}"))
+        assert back is not None
+        assert back["configurable"]["checkpoint_id"] < newest.id
+        rest = graph.get_state(back).values["entries"]
+        assert rest == entries[: len(rest)]
+        assert graph.invoke({"entries": ["more"]}, back)["entries"][: len(rest) + 1] == [*rest, "more"]
     copy_without(client, "whole", "unbroken", "no such record")
+    found = ReplicatedSaver(client).newest_whole(config_of("unbroken"))
+    assert found is not None
+    assert found["configurable"]["checkpoint_id"] == newest.id
+    assert ReplicatedSaver(client).newest_whole(config_of("nobody")) is None
     assert diary(ReplicatedSaver(client)).get_state(config_of("unbroken")).values["entries"] == entries
 
 

@@ -31,6 +31,20 @@ def client(served: ServedController) -> Iterator[Checkpoints]:
         yield one
 
 
+def restorable(served: ServedController, thread: str) -> str | None:
+    """What the active controller would let the agent resume from."""
+    active = served.active()
+    assert active is not None
+    controller = served.places[active].controller
+    assert controller is not None
+
+    async def look() -> str | None:
+        found = controller._view.restorable(thread)
+        return None if found is None else found.id
+
+    return served._run(look())
+
+
 def carry(client: Checkpoints, source: str, target: str, *, without_needs: bool = False) -> tuple[int, int]:
     """What a copy has after retention took all that is not live: ``target`` is ``source`` without it. Returns (kept, all)."""
     log = list(reversed(client.list(source, limit=1000)))
@@ -45,22 +59,31 @@ def carry(client: Checkpoints, source: str, target: str, *, without_needs: bool 
 
 
 @pytest.mark.parametrize("turns", [1, 2, 5, 9])
-def test_state_that_is_stored_as_changes_is_rebuilt_from_what_is_kept(client: Checkpoints, turns: int) -> None:
+def test_state_that_is_stored_as_changes_is_rebuilt_from_what_is_kept(
+    served: ServedController, client: Checkpoints, turns: int
+) -> None:
     thread, rest = f"diary-{turns}", f"diary-{turns}-rest"
     entries = keep(client, thread, turns)
+    newest = next(record for record in client.list(thread) if record.kind == "checkpoint")
+    assert restorable(served, thread) == newest.id, "assignments resume from it"
     kept, total = carry(client, thread, rest)
     graph = diary(ReplicatedSaver(client))
     assert graph.get_state(config_of(rest)).values == {"entries": entries, "count": turns}
     assert graph.invoke({"entries": ["more"]}, config_of(rest))["entries"] == [*entries, "more", f"written {len(entries) + 1}"]
+    assert restorable(served, rest) is not None
     assert kept < total or turns == 1
     assert kept < 25, "a full value is stored every few turns: what is kept must not grow with the thread"
 
 
-def test_the_newest_checkpoint_alone_is_not_enough_and_that_is_an_error_and_no_empty_state(client: Checkpoints) -> None:
+def test_the_newest_checkpoint_alone_is_not_enough_and_that_is_an_error_and_no_empty_state(
+    served: ServedController, client: Checkpoints
+) -> None:
     keep(client, "cut", 3)
     carry(client, "cut", "cut-rest", without_needs=True)
     with pytest.raises(IncompleteHistory, match="entries"):
         diary(ReplicatedSaver(client)).get_state(config_of("cut-rest"))
+    newest = next(record for record in client.list("cut-rest") if record.kind == "checkpoint")
+    assert restorable(served, "cut-rest") != newest.id
 
 
 def test_a_graph_that_waits_for_a_human_goes_on_from_what_is_kept(client: Checkpoints) -> None:

@@ -90,5 +90,6 @@ CHAIN = [
 @pytest.mark.parametrize("missing", ["", "1", "w1", "w1b", "2", "w2"])
 def test_a_state_is_whole_only_with_every_parent_and_all_that_was_attached_to_it(missing: str) -> None:
     log = [one for one in CHAIN if one.id != missing]
-    assert whole(log[-1], reversed(log[:-1])) == (not missing)
+    for older in (log[:-1], log[-2::-1], sorted(log[:-1], key=lambda one: one.kind, reverse=True)):
+        assert whole(log[-1], older) == (not missing), "writes may lie before what they are attached to"
     assert whole(CHAIN[0], [])
