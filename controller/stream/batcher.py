@@ -66,6 +66,7 @@ class Queue:
     segment_max_records: int
     bytes: int = 0
     _small: deque[Entry] = field(default_factory=deque)
+    _small_bytes: int = 0
     _behind: deque[Entry] = field(default_factory=deque)
     """Large records, and what came after them of the same agents."""
     _agents_behind: dict[str, int] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Queue:
             self._agents_behind[agent] = self._agents_behind.get(agent, 0) + 1
         else:
             self._small.append(entry)
+            self._small_bytes += entry.weight
 
     def oldest(self) -> Entry | None:
         """Who has waited longest, or None."""
@@ -93,8 +95,8 @@ class Queue:
         return bool(self._small)
 
     def full(self) -> bool:
-        """Whether the next segment could not take more: nothing is gained by waiting."""
-        return self.bytes >= self.segment_max_bytes or len(self._small) >= self.segment_max_records
+        """Whether the next segment could not take more: nothing is gained by waiting. A large record that waits fills none."""
+        return self._small_bytes >= self.segment_max_bytes or len(self._small) >= self.segment_max_records
 
     def take(self, *, large: bool) -> list[Entry]:
         """The records of the next segment. ``large``: one large record may go now. Empty when nothing may."""
@@ -105,6 +107,7 @@ class Queue:
         first = self._next_behind()
         if first.weight < LARGE_BYTES:  # it only had to keep its agent's order
             self._small.appendleft(first)
+            self._small_bytes += first.weight
             return self._fill()
         self.bytes -= first.weight
         return [first]
@@ -126,7 +129,9 @@ class Queue:
             if taken and size > self.segment_max_bytes:
                 break
             taken.append(self._small.popleft())
-        self.bytes -= sum(entry.weight for entry in taken)
+        left = sum(entry.weight for entry in taken)
+        self._small_bytes -= left
+        self.bytes -= left
         return taken
 
     def clear(self) -> list[Entry]:
@@ -135,5 +140,5 @@ class Queue:
         self._small.clear()
         self._behind.clear()
         self._agents_behind.clear()
-        self.bytes = 0
+        self.bytes = self._small_bytes = 0
         return left

@@ -180,8 +180,7 @@ class StreamWriter:
             self._check_objective()
         self._check_bodies(sum(frame.record.size for frame in frames))
         opened = await self._admission.open_ahead(frames)
-        if opened:
-            self._check_open(size)
+        self._check_open(size)  # a large call was opened in a thread meanwhile
         receipt = Receipt(frames)
         for number, frame in enumerate(frames):
             try:
@@ -343,7 +342,11 @@ class StreamWriter:
         if size < LARGE_BYTES:
             segment, data, chain = _encode(header, frames)
         else:
-            segment, data, chain = await asyncio.to_thread(_encode, header, frames)
+            try:
+                segment, data, chain = await asyncio.to_thread(_encode, header, frames)
+            except asyncio.CancelledError:
+                self._queue_failed(taken)  # they are in no queue now: nobody else would tell them
+                raise
             if self.lost:
                 self._queue_failed(taken)
                 return

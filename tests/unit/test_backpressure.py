@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from dataclasses import replace
 
@@ -113,3 +114,32 @@ def test_one_large_record_is_on_its_way_at_a_time_and_small_ones_go_on() -> None
     assert [one.frame.record.id for one in queue.take(large=False)] == ["r2"]
     assert queue.take(large=False) == []
     assert [one.frame.record.id for one in queue.take(large=True)] == ["r1"]
+
+
+def test_a_large_record_that_waits_does_not_make_small_ones_hurry() -> None:
+    """Else every small record would get a segment of its own for as long as the large one waits."""
+    queue = Queue(segment_max_bytes=1000, segment_max_records=10)
+    queue.add(entry("big", "r1", LARGE_BYTES, 1.0))
+    queue.add(entry("a", "r2", 10, 2.0))
+    assert not queue.full()
+    queue.add(entry("a", "r3", 990, 3.0))
+    assert queue.full()
+    queue.take(large=False)
+    assert not queue.full()
+
+
+def test_a_large_record_whose_segment_is_being_made_when_the_writer_stops_is_told() -> None:
+    async def steps(rig: Rig) -> None:
+        await rig.open()
+        began = rig.clock.monotonic()
+        sent = asyncio.create_task(rig.one("large", body=random.Random(1).randbytes(LARGE_BYTES + 10)))
+        while not rig.writer._queue and not sent.done():  # noqa: ASYNC110 - the writer's own state, no event of ours
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the batcher has it and waits for the thread
+        await rig.writer.stop("stepping down")
+        ack = await sent
+        assert ack.error is not None
+        assert (ack.status, ack.error["code"]) == ("failed", "outcome_unknown")
+        assert rig.clock.monotonic() - began < 5.0  # and not when its time has run out
+
+    story(steps, limits=replace(LIMITS, queue_max_bytes=64 * 2**20, ack_timeout_seconds=30.0))
