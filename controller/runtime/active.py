@@ -84,7 +84,7 @@ class Active:
         self.writer: StreamWriter | None = None
         self._gate = IngestGate(_ingest_limits(shell.settings), shell.ports.clock)
         self._reporter: Reporter | None = None
-        self._retention: Retention | None = None
+        self.retention: Retention | None = None
         self.last_report: StreamReport | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -247,7 +247,7 @@ class Active:
             ),
             settings.region,
         )
-        self._retention = Retention(
+        self.retention = Retention(
             writer=writer,
             view=shell.view,
             stores=ports.stores,
@@ -441,10 +441,10 @@ class Active:
 
     async def keep(self) -> str | None:
         """Some bounded steps of retention. Raises what stopped one of them."""
-        if self._retention is None or self._draining:
+        if self.retention is None or self._draining:
             return None
         for _ in range(RETENTION_STEPS):
-            said = await self._retention.step()
+            said = await self.retention.step()
             if said is None or said:
                 return said
         return None

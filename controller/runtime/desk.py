@@ -34,7 +34,7 @@ from controller.runtime.documents import Keys, Seen, read
 from controller.runtime.evidence import Coordination, Outside, look, read_traffic
 from controller.runtime.fleet import FleetManager
 from controller.runtime.mender import Mender
-from controller.runtime.metrics import Metrics
+from controller.runtime.metrics import Kept, Metrics
 from controller.runtime.plans import PlanBook
 from controller.runtime.service import (
     AgentPage,
@@ -49,6 +49,7 @@ from controller.runtime.status import Observation, compose
 from controller.runtime.verifier import Verifier
 from controller.runtime.watch import Watch
 from controller.settings import Settings
+from controller.stream.keeping import Keeping
 from controller.stream.reader import read_record
 from controller.stream.view import View
 
@@ -304,7 +305,22 @@ class Desk(ABC):
         positions = {stream: position.seq for stream, position in self._positions().items()}
         epochs = {stream: active.tenure.fence.epoch for stream, active in self._actives.items()}
         reports = [active.last_report for active in self._actives.values() if active.last_report is not None]
-        return self._metrics.render(self._role, self._act_seconds(), epochs, self._view.agent_count(), positions, reports)
+        return self._metrics.render(
+            self._role, self._act_seconds(), epochs, self._view.agent_count(), positions, reports, self._kept()
+        )
+
+    def _kept(self) -> dict[str, Kept]:
+        """What our own store keeps of each stream whose head was read."""
+        found: dict[str, Kept] = {}
+        for stream, heads in self._heads.items():
+            head = heads.get(self._settings.region)
+            if not isinstance(head, Head):
+                continue
+            at = Keeping(self._view, stream).closed_at(head.snapshots[-1].seq) if head.snapshots else None
+            active = self._actives.get(stream)
+            size = None if active is None or active.retention is None else active.retention.kept_bytes
+            found[stream] = Kept(head.base, None if at is None else max(0.0, self._clock.wall() - at), size)
+        return found
 
 
 def _glass(target: str, text: str) -> Page:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from controller.domain.model import Role, StreamReport, Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What this region's store keeps of one stream. None: not known now."""
+
+    base: int
+    snapshot_age_seconds: float | None
+    bytes: int | None
 
 
 class Metrics:
@@ -31,6 +41,14 @@ class Metrics:
             "dr_lag_seconds", "Age of the oldest acknowledged record that `to` lacks", lag, registry=self._registry
         )
         self._lag_records = Gauge("dr_lag_records", "Acknowledged records that `to` lacks", lag, registry=self._registry)
+        streams = (*base, "stream")
+        self._base = Gauge("dr_base_seq", "First segment that this region's store keeps", streams, registry=self._registry)
+        self._snapshot_age = Gauge(
+            "dr_snapshot_age_seconds", "Age of the newest snapshot in this region's store", streams, registry=self._registry
+        )
+        self._kept_bytes = Gauge(
+            "dr_kept_bytes", "Bytes of the segments from the base on, as of the last snapshot", streams, registry=self._registry
+        )
         self._exposure = Gauge(
             "dr_exposure_seconds",
             "What would be lost if any one region vanished now",
@@ -46,8 +64,10 @@ class Metrics:
         agents: int,
         positions: Mapping[str, int],
         reports: Sequence[StreamReport],
+        kept: Mapping[str, Kept],
     ) -> bytes:
-        """The text exposition. ``epochs``: of the streams that this instance holds; ``reports``: its own newest ones."""
+        """The text exposition. ``epochs``: of the streams that this instance holds; ``reports``: its own newest ones; ``kept``:
+        of every stream whose head was read."""
         for known in Role:
             self._role.labels(*self._labels, known.value).set(1 if known is role else 0)
         self._right.labels(*self._labels).set(right_seconds)
@@ -57,6 +77,7 @@ class Metrics:
             self._followed.labels(*self._labels, stream).set(seq)
         for gauge in (self._stream_epoch, self._lag_seconds, self._lag_records, self._exposure):
             gauge.clear()
+        self._set_kept(kept)
         for stream, epoch in epochs.items():
             self._stream_epoch.labels(*self._labels, stream).set(epoch)
         for report in reports:
@@ -68,3 +89,13 @@ class Metrics:
                 if not isinstance(region.records, Unknown):
                     self._lag_records.labels(*self._labels, report.stream, region.region).set(region.records)
         return generate_latest(self._registry)
+
+    def _set_kept(self, kept: Mapping[str, Kept]) -> None:
+        for gauge in (self._base, self._snapshot_age, self._kept_bytes):
+            gauge.clear()
+        for stream, found in kept.items():
+            self._base.labels(*self._labels, stream).set(found.base)
+            if found.snapshot_age_seconds is not None:
+                self._snapshot_age.labels(*self._labels, stream).set(found.snapshot_age_seconds)
+            if found.bytes is not None:
+                self._kept_bytes.labels(*self._labels, stream).set(found.bytes)

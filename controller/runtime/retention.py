@@ -138,6 +138,8 @@ class Retention:
         """The one that is being handed out, with the stores that have it."""
         self._snapshot_at = clock.monotonic()
         self._snapshot_seq = 0
+        self.kept_bytes: int | None = None
+        """Of the segments from the view's floor on, as of the last snapshot; None before the first."""
         self._tidied: set[str] = set()
         self._listed: dict[str, _Listing] = {region: _Listing() for region in stores}
         self._swept: dict[str, int] = {}
@@ -297,6 +299,7 @@ class Retention:
             return None
         self._snapshot_at = now
         header, data = await make_snapshot(self._view, self._writer.group, self._stream, self._writer.now())
+        self.kept_bytes = self._keeping.counts(header.base - 1, header.seq)[1]
         named = NamedSnapshot(header.seq, self._fence.epoch, header.chain, hashlib.sha256(data).hexdigest())
         self._snapshot, self._snapshot_seq = (named, data, set()), header.seq
         for listing in self._listed.values():

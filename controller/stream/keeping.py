@@ -52,6 +52,11 @@ class Keeping:
         row = self._tables.one("SELECT seq FROM segments WHERE stream=? AND at>? ORDER BY seq LIMIT 1", (self._no(), at))
         return None if row is None else int(row[0])
 
+    def closed_at(self, seq: int) -> float | None:
+        """When segment ``seq`` was closed, by its holder's wall clock; None when this copy does not have it."""
+        row = self._tables.one("SELECT at FROM segments WHERE stream=? AND seq=?", (self._no(), seq))
+        return None if row is None else float(row[0])
+
     def counts(self, after_seq: int, upto_seq: int) -> tuple[int, int]:
         """Frames and bytes in the segments after ``after_seq`` up to ``upto_seq``."""
         row = self._tables.one(
