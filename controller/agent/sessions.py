@@ -10,6 +10,7 @@ nothing is ever erased by ``pop_item`` or ``clear_session``; bytes stay until re
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import uuid
 from typing import Any
@@ -90,12 +91,14 @@ class ReplicatedSession:
         begin = max((place for place, record in enumerate(records) if record.meta[ACT] == CLEAR), default=-1) + 1
         live = records[begin:]
         self._bodies = {record.id: self._bodies[record.id] for record in live if record.id in self._bodies}
+        said = [record for record in live if record.meta[ACT] != POP]
+        added = dict(zip((record.id for record in said), await asyncio.gather(*map(self._added, said)), strict=True))
         items: builtins.list[msgspec.Raw] = []
         for record in live:
             if record.meta[ACT] == POP:
                 del items[-1:]
             else:
-                items.extend(await self._added(record))
+                items.extend(added[record.id])
         return items
 
     async def _added(self, record: Record) -> builtins.list[msgspec.Raw]:
