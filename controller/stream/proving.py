@@ -18,6 +18,10 @@ from controller.stream.tables import WARM_MAX_BYTES, pack
 INLINE_BYTES = 2**20
 """Bodies of one call or segment up to this are decoded at once (about 2 ms); more in a thread."""
 
+PROVEN_MAX_BYTES = 256 * 2**20
+"""Of one call or segment no more than this is decoded beforehand: all of it is held at once, and a few MiB on the wire may be
+gigabytes. What comes after it is decoded where it is needed, one body at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proven:
@@ -56,7 +60,11 @@ async def prove(frames: Sequence[Frame], base_of: Callable[[Frame], bytes | None
 def _prove_all(jobs: Sequence[tuple[Frame, bytes | int | None]]) -> dict[int, Proven]:
     """Works on its arguments only. A base that is a number is the body of that frame."""
     found: dict[int, Proven] = {}
+    left = PROVEN_MAX_BYTES
     for number, (frame, base) in enumerate(jobs):
+        left -= frame.record.size
+        if left < 0:
+            break
         earlier = found.get(base) if isinstance(base, int) else None
         body = earlier.body if earlier is not None else None if isinstance(base, int) else base
         if frame.encoding is Encoding.DELTA and body is None:

@@ -26,6 +26,7 @@ from controller.errors import Corrupt, Refused
 from controller.lab.virtual_time import VirtualClock, run_virtual
 from controller.stream.follower import Follower
 from controller.stream.history import Tail
+from controller.stream.proving import PROVEN_MAX_BYTES
 from controller.stream.segment import (
     BATCH_MAGIC,
     SEGMENT_MAGIC,
@@ -208,8 +209,8 @@ def follow(data: bytes, history: History) -> tuple[list[str], int, int]:
             except Corrupt as error:
                 said.append(error.message)
         stood = follower.position().seq
-        for agent in view.agents():  # what was indexed before is still served
-            view.latest(agent.agent)
+        for agent in history.states:  # what was indexed before is still served
+            view.latest(agent)
         server.drop(poison.ref)
         repaired.install(server)
         for _ in range(4):
@@ -259,7 +260,7 @@ def test_a_body_that_inflates_stops_the_copy_and_takes_bounded_memory(why: str) 
     assert len(bomb) < 64 * 1024
     size = 64 * MIB if "as it says" in why else 1000
     fields = frame_header(b"", id="bomb", encoding=1, size=size)
-    data = placed(history, [(packed(fields), bomb)] * 40)
+    data = placed(history, [(packed(fields), bomb)] * 6)
     tracemalloc.start()
     try:
         said, stood, _ = follow(data, history)
@@ -269,6 +270,26 @@ def test_a_body_that_inflates_stops_the_copy_and_takes_bounded_memory(why: str) 
     assert len(said) == 3
     assert stood == history.seq
     assert peak < 3 * 64 * MIB, f"{peak / MIB:.0f} MiB at the peak"
+
+
+def test_bodies_that_are_right_and_inflate_to_more_than_the_memory_are_indexed_one_after_the_other() -> None:
+    """20 KiB of segment, 640 MiB of bodies: whoever reads it holds what it proves beforehand, and no more."""
+    history = History().grow(2)
+    body = bytes(64 * MIB)
+    bomb, digest = zstd.compress(body), hashlib.sha256(body).digest()
+    del body
+    frames = [
+        (packed(frame_header(b"", agent=f"b{n}", id="1", encoding=1, size=64 * MIB, sha256=digest)), bomb) for n in range(10)
+    ]
+    tracemalloc.start()
+    try:
+        said, stood, _ = follow(placed(history, frames), history)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert said == []
+    assert stood == history.seq + 1
+    assert peak < PROVEN_MAX_BYTES + 4 * 64 * MIB, f"{peak / MIB:.0f} MiB at the peak"
 
 
 # ------------------------------------------------------------------------------------------------------- a holder's intake
