@@ -33,6 +33,8 @@ from controller.errors import (
 STALE_ATTEMPT = "stale_attempt"
 UNKNOWN_BASE = "unknown_base"
 RETRY_AFTER_MAX_SECONDS = 60.0
+FOREIGN_NO = (401, 403, 407, 413)
+"""What a proxy in between means as its last word; 413: a smaller request may pass."""
 
 _CLASSES: dict[str, type[DrError]] = {
     kind.code: kind
@@ -91,7 +93,8 @@ def error_answer(status: int, body: bytes, retry_after: str = "", url: str = "th
     if isinstance(found, dict) and isinstance(found.get("code"), str):
         error = error_from(found, status)
     else:
-        error = (Unavailable if 400 <= status < 500 else OutcomeUnknown)(
+        kind = Refused if status in FOREIGN_NO else Unavailable if 400 <= status < 500 else OutcomeUnknown
+        error = kind(
             f"{url} answered HTTP {status}, and not as a controller does",
             hint="check that the address is a controller's, and no proxy or other server",
         )

@@ -539,6 +539,23 @@ def test_a_server_that_is_no_controller_is_named_and_others_are_asked(status: in
     run_virtual(story())
 
 
+def test_a_proxy_that_takes_small_requests_only_gets_small_ones() -> None:
+    async def story() -> None:
+        world = World()
+
+        def narrow(controller: WireController, moment: str) -> Any:
+            too_many = moment == "after" and controller.batches[-1] > 1
+            return (413, b"<html>Request Entity Too Large</html>") if too_many else None
+
+        world.a.fault = narrow
+        async with world.client(A) as client:
+            acks = await client.put_many(letters("agent", 4))
+            assert {ack.status for ack in acks} == {"duplicate"}  # this one had passed it on in spite of its answer
+        assert world.a.batches == [4, 1, 1, 1, 1]
+
+    run_virtual(story())
+
+
 def test_a_record_behind_spooled_ones_says_what_it_waits_for(tmp_path: Path) -> None:
     async def story() -> None:
         world = World()
