@@ -25,7 +25,7 @@ from controller.agent.client import ACKNOWLEDGED, AsyncCheckpoints
 from controller.domain.model import Record
 from controller.errors import Conflict, NotFound, Unavailable
 from controller.stream.limits import DEFAULT_LIMITS
-from controller.stream.live import REPEAT
+from controller.stream.live import REPEAT, in_force
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Journal:
         """What the adapter made of ``records``, with the ``version`` that it was made from."""
         self.notes: dict[tuple[str, ...], set[str]] = {}
         """The adapter's own."""
+        self._log: tuple[int, list[tuple[int, Record]]] | None = None
         self._client = client
         self._places: dict[str, int] = {}
         self._expected: set[str] = set()
@@ -112,24 +113,32 @@ class Journal:
 
     # -------------------------------------------------------------------------------------------------------- reading
 
+    @property
+    def log(self) -> list[tuple[int, Record]]:
+        """The records that count, with their places: without what people stepped over when they gave an earlier state back."""
+        if self._log is None or self._log[0] != self.version:
+            self._log = self.version, in_force(self.records)
+        return self._log[1]
+
     def place(self, record_id: str) -> int | None:
         """Where a record stands in ``records``."""
         return self._places.get(record_id)
 
     async def refresh(self) -> Sequence[Record]:
-        """Brings the index up to date. Raises Unavailable, also when only controllers that are behind answer."""
+        """Brings the index up to date. Returns the records that count (``log``), oldest first.
+        Raises Unavailable, also when only controllers that are behind answer."""
         async with self._lock:
             await self._client.drain()  # what is spooled comes before what we are about to read
             for attempt in range(STALE_TRIES):
                 await self._pull()
                 if not self._expected:
-                    return self.records
+                    return [record for _, record in self.log]
                 await asyncio.sleep(PAUSE_SECONDS * 2**attempt)
             await self._pull_past_a_mark()
             if self._expected:
                 logger.warning("agent %a: %d records were lost with their region", self.agent, len(self._expected))
                 self._expected.clear()
-            return self.records
+            return [record for _, record in self.log]
 
     async def _pull_past_a_mark(self) -> None:
         """A record that is written now stands behind everything that is still history."""

@@ -72,6 +72,7 @@ from controller.agent.threads import (
     stands_in,
 )
 from controller.errors import NotFound, Refused
+from controller.stream.limits import RESERVED
 from controller.stream.live import ATTACHED, CLEARS, NEEDS, PARENT, PARENT_WRITES, RANK, REPEAT, STAYS, SUBJECT, WITHIN, YES
 
 if TYPE_CHECKING:  # newer than the oldest version that this module works with
@@ -467,12 +468,15 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     async def _copy(self, source_thread_id: str, target_thread_id: str) -> None:
         source, thread = await self._thread(source_thread_id)
         target, _ = await self._thread(target_thread_id)
-        for record in source.records[thread.begins :]:
+        for place, record in source.log:
+            if place < thread.begins:
+                continue
             if record.kind != DELETED and RANK not in record.meta:
                 continue
             subject = tuple(record.meta[name] for name in (SUBJECT, RANK, "task") if name in record.meta)
             body = await source.body(record)
-            draft = Draft(record.id.split(REPEAT)[0], record.kind, body, record.parent, record.meta)
+            meta = {key: value for key, value in record.meta.items() if not key.startswith(RESERVED)}
+            draft = Draft(record.id.split(REPEAT)[0], record.kind, body, record.parent, meta)
             await target.append(draft, self._writing, stands_in(target, subject))
 
 

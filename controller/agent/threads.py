@@ -128,14 +128,15 @@ def newest_whole(journal: Journal, thread: Thread, ns: str) -> str | None:
 def parsed(journal: Journal) -> Thread:
     """Cached with the journal while it does not change."""
     if journal.parsed is None or journal.parsed[0] != journal.version:
-        journal.parsed = journal.version, parse(journal.records)
+        journal.parsed = journal.version, parse(journal.log)
     thread: Thread = journal.parsed[1]
     return thread
 
 
-def parse(records: Sequence[Record]) -> Thread:
+def parse(log: Sequence[tuple[int, Record]]) -> Thread:
+    """``log``: the records that count, oldest first, with their places."""
     thread = Thread()
-    for place, record in enumerate(records):
+    for place, record in log:
         meta = record.meta
         if record.kind == DELETED:
             if meta.get("strategy") == "keep_latest":

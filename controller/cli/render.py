@@ -61,6 +61,11 @@ def _table(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
+def exact_time(at: float) -> str:
+    """ISO 8601 in UTC with microseconds: what ``--as-of`` takes."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """A table as every command prints it."""
     return _table(*columns, right=right)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from controller.domain.model import Kind
-from controller.runtime.api_documents import RepairIn, VerifyIn
+from controller.runtime.api_documents import RepairIn, RestoreIn, VerifyIn
 from controller.runtime.api_door import agent_name, answer, named, record_id, region_name
-from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen, Repair, Verification
+from controller.runtime.archive_documents import MAX_AS_OF, AsOf, CheckpointSeen, Repair, Restored, RestoreItem, Verification
 from controller.stream.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
@@ -86,5 +86,13 @@ def archive_routes(service: ControllerService) -> APIRouter:
     async def repair(region: RegionName, given: RepairIn) -> Response:
         found = await service.mender.repair(region, execute=given.execute, requester=given.requester, confirm=given.confirm)
         return answer(Repair, found)
+
+    @router.post("/restores", response_model=Restored, summary="Give agents an earlier state back; the active controller only")
+    async def restore(given: RestoreIn) -> Response:
+        items = [RestoreItem(one.agent, one.record, one.newest) for one in given.items]
+        found = await service.restorer.restore(
+            given.at, given.kind, items, requester=given.requester, confirm=given.confirm, force=given.force
+        )
+        return answer(Restored, found)
 
     return router

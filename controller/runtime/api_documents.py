@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from controller.domain.model import StreamReport, Unknown
+from controller.runtime.archive_documents import MAX_RESTORE
 from controller.runtime.service import RegionStatus, Status
 from controller.stream.limits import DEFAULT_LIMITS, name_problem
 
@@ -112,6 +113,25 @@ class RepairIn(Input):
     execute: bool = False
     requester: Reason = ""
     confirm: Reason = ""
+
+
+class RestoreOne(Input):
+    """One agent as the dry run showed it."""
+
+    agent: Name
+    record: Annotated[str, Field(min_length=1, max_length=DEFAULT_LIMITS.id_chars)]
+    newest: Annotated[str, Field(min_length=1, max_length=DEFAULT_LIMITS.id_chars)]
+
+
+class RestoreIn(Input):
+    """``POST /v1/restores``. ``confirm``: the group's name, typed again."""
+
+    at: WallTime
+    kind: Annotated[str, Field(min_length=1, max_length=DEFAULT_LIMITS.kind_chars)]
+    items: Annotated[tuple[RestoreOne, ...], Field(min_length=1, max_length=MAX_RESTORE, strict=False)]
+    requester: Reason = ""
+    confirm: Reason = ""
+    force: bool = False
 
 
 class TaskIn(Input):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller.stream.proof import Problem
 
+MAX_RESTORE = 100
+"""Agents in one request to give states back."""
 MAX_AS_OF = 500
 """Agents in one page of a point in time: some milliseconds for the view."""
 
@@ -138,6 +140,45 @@ class Repair:
     left: int
     verified_at: float
     next: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreItem:
+    """One agent as people saw it in the dry run: the record that it had then, and its newest one."""
+
+    agent: str
+    record: str
+    newest: str
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOutcome:
+    """``state``: ``restored`` (also when it was before), ``failed``, or why there is nothing to do, as in ``AgentThen``."""
+
+    agent: str
+    state: str
+    record: str
+    copies: int
+    why: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """The answer to one request."""
+
+    group: str
+    at: float
+    kind: str
+    outcomes: tuple[RestoreOutcome, ...]
+
+
+class RestoreService(Protocol):
+    """Gives earlier states back; the active controller only."""
+
+    async def restore(
+        self, at: float, kind: str, items: Sequence[RestoreItem], *, requester: str, confirm: str, force: bool
+    ) -> Restored: ...
 
 
 class MendService(Protocol):

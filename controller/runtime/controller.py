@@ -58,6 +58,7 @@ from controller.runtime.mender import Mender
 from controller.runtime.metrics import Metrics
 from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
+from controller.runtime.restorer import Restorer
 from controller.runtime.service import (
     PlanRequest,
 )
@@ -175,6 +176,17 @@ class Controller(Desk):
             instance=settings.instance,
             fence_of=self._fence_of,
             held=lambda stream: stream in self._actives,
+        )
+        self.restorer = Restorer(
+            group=settings.group,
+            archive=self.archive,
+            view=self._view,
+            store=self._store,
+            stores=len(ports.stores),
+            fleet=self._fleet,
+            serving=self._serving,
+            audit=self._audit,
+            clock=ports.clock,
         )
         self._metrics = Metrics(settings.group, settings.region, settings.instance)
         self._started_at = ports.clock.wall()

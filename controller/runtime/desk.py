@@ -36,6 +36,7 @@ from controller.runtime.fleet import FleetManager
 from controller.runtime.mender import Mender
 from controller.runtime.metrics import Kept, Metrics
 from controller.runtime.plans import PlanBook
+from controller.runtime.restorer import Restorer
 from controller.runtime.service import (
     AgentPage,
     ApprovalRequest,
@@ -82,6 +83,7 @@ class Desk(ABC):
     archive: Archive
     verifier: Verifier
     mender: Mender
+    restorer: Restorer
 
     @abstractmethod
     def _positions(self) -> dict[str, Position]:

@@ -29,7 +29,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import PlanRecord
-from controller.runtime.archive_documents import ArchiveService, MendService, VerifyService
+from controller.runtime.archive_documents import ArchiveService, MendService, RestoreService, VerifyService
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +211,9 @@ class ControllerService(Protocol):
 
     @property
     def mender(self) -> MendService: ...
+
+    @property
+    def restorer(self) -> RestoreService: ...
 
     def may_act(self) -> bool:
         """Whether the right of this instance to act has not run out. Local, no I/O."""

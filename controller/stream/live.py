@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from controller.domain.fleet import open_intents
 from controller.domain.model import Kind, Record
+from controller.stream.limits import RESTORED, UPTO
 
 SUBJECT, RANK, STAYS, CLEARS = "subject", "rank", "stays", "clears"
 NEEDS, ATTACHED, WITHIN = "needs", "attached", "within"
@@ -39,7 +40,7 @@ REPEAT = "~"
 _NEVER_CLEARED = frozenset({Kind.TASK, Kind.ASSIGNMENT, Kind.CANARY, Kind.OPENING, Kind.INTENDED, Kind.DONE})
 """An agent's task and its open intents are not part of the conversation that somebody clears."""
 _EFFECTS = frozenset({Kind.INTENDED, Kind.DONE})
-_RULES = frozenset({SUBJECT, RANK, STAYS, CLEARS, NEEDS, ATTACHED, WITHIN})
+_RULES = frozenset({SUBJECT, RANK, STAYS, CLEARS, NEEDS, ATTACHED, WITHIN, RESTORED})
 _REPETITION = re.compile(rf"{REPEAT}[0-9]+\Z")
 
 
@@ -53,8 +54,54 @@ def is_ruled(kind: str, meta: Mapping[str, str]) -> bool:
     return kind in _EFFECTS or (bool(meta) and not _RULES.isdisjoint(meta))
 
 
+def in_force(records: Sequence[Record]) -> list[tuple[int, Record]]:
+    """The records that count, with their places, of one agent's records given oldest first.
+
+    A record that gives an earlier state back (``dr.restored_from``) takes the place of everything after ``dr.restored_upto``:
+    that is stepped over, and so is the record itself, which only repeats one that counts again. Tasks, assignments and effects
+    are no state and always count. Where the last record of that time is not known, the repetition stands for the whole past.
+    """
+    if not any(RESTORED in record.meta for record in records):
+        return list(enumerate(records))
+    return [(place, records[place]) for place in _unfold(records)[0]]
+
+
+def _unfold(records: Sequence[Record]) -> tuple[list[int], set[int]]:
+    """Places of the records that count, and of those that say so: the repetitions, and the ends of what they gave back."""
+    places = {record.id: place for place, record in enumerate(records)}
+    marks = [place for place, record in enumerate(records) if RESTORED in record.meta]
+    counted = {place for place, record in enumerate(records) if record.kind in _NEVER_CLEARED}
+    pins: set[int] = set()
+    end = len(records) - 1
+    while end >= 0:
+        before = [mark for mark in marks if mark <= end]
+        mark = before[-1] if before else -1
+        counted.update(range(mark + 1, end + 1))
+        if mark < 0:
+            break
+        upto = places.get(records[mark].meta.get(UPTO, ""), -1)
+        pins.add(mark)
+        if not 0 <= upto < mark:
+            counted.add(mark)
+            break
+        pins |= {upto, places.get(records[mark].meta[RESTORED], upto)}
+        end = upto
+    return sorted(counted), pins
+
+
 def live(records: Sequence[Record]) -> frozenset[str]:
     """Ids to keep, of one agent's records given oldest first."""
+    pinned: frozenset[str] = frozenset()
+    if any(RESTORED in record.meta for record in records):
+        counted, pins = _unfold(records)
+        cleared = max((place for place in counted if records[place].meta.get(CLEARS) == YES), default=-1)
+        if max(pins) > cleared:
+            pinned = frozenset(records[place].id for place in pins)
+        records = [records[place] for place in counted]
+    return _live(records) | pinned
+
+
+def _live(records: Sequence[Record]) -> frozenset[str]:
     begins = max((place for place, record in enumerate(records) if record.meta.get(CLEARS) == YES), default=0)
     records = [record for place, record in enumerate(records) if place >= begins or record.kind in _NEVER_CLEARED]
     open_ones = set(open_intents(records))

@@ -46,11 +46,13 @@ from controller.domain.plan import (
 from controller.domain.promotion import TRANSITIONS, Event, PlanRecord, State, move
 from controller.errors import ApprovalRequired, NotActive, NotFound, Refused
 from controller.ports import Identity
+from controller.runtime.active import Active
 from controller.runtime.archive import Archive
 from controller.runtime.audit import GENESIS, Audit, entry_hash
 from controller.runtime.documents import Keys
 from controller.runtime.fleet import FleetManager
 from controller.runtime.mender import Mender
+from controller.runtime.restorer import Restorer
 from controller.runtime.service import (
     AgentPage,
     ApprovalRequest,
@@ -203,6 +205,21 @@ class FakeService:
             fence_of=lambda stream: None,
             held=lambda stream: False,
         )
+
+        self.restorer = Restorer(
+            group=GROUP,
+            archive=self.archive,
+            view=self.view,
+            store=self.verifier.stores[self.region],
+            stores=len(REGIONS),
+            fleet=fleet,
+            serving=self._not_serving,
+            audit=Audit(MemoryCoordinator(MemoryCluster(self.clock)), Keys("/dr", GROUP)),
+            clock=self.clock,
+        )
+
+    def _not_serving(self, stream: str) -> Active:
+        raise NotActive(f"nobody writes stream {stream} here", hint="ask the active controller")
 
     async def _never(self, frames: Sequence[Frame]) -> IngestAnswer:
         raise AssertionError("nothing here writes for the fleet")

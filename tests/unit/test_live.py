@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from controller.domain.model import Kind, Record
-from controller.stream.live import live, whole
+from controller.stream.limits import RESTORED, UPTO
+from controller.stream.live import CLEARS, YES, in_force, is_ruled, live, whole
 
 
 def record(name: str, kind: str = Kind.CHECKPOINT, parent: str | None = None, **meta: str) -> Record:
@@ -93,3 +94,53 @@ def test_a_state_is_whole_only_with_every_parent_and_all_that_was_attached_to_it
     for older in (log[:-1], log[-2::-1], sorted(log[:-1], key=lambda one: one.kind, reverse=True)):
         assert whole(log[-1], older) == (not missing), "writes may lie before what they are attached to"
     assert whole(CHAIN[0], [])
+
+
+# ------------------------------------------------------------------------------------------------- states given back
+
+
+def back(record_id: str, source: str, upto: str) -> Record:
+    return Record("a", record_id, "checkpoint", "0" * 64, 1, parent=source, meta={RESTORED: source, UPTO: upto})
+
+
+def plain_log(*ids: str) -> list[Record]:
+    return [Record("a", one, "writes" if one.startswith("w") else "checkpoint", "0" * 64, 1) for one in ids]
+
+
+def counted(records: list[Record]) -> list[str]:
+    return [record.id for _, record in in_force(records)]
+
+
+def test_what_came_after_the_point_that_was_given_back_does_not_count() -> None:
+    log = [*plain_log("c1", "w1", "c2", "w2"), back("b1", "c1", "w1")]
+    assert counted(log) == ["c1", "w1"]
+    assert counted([*log, *plain_log("c3")]) == ["c1", "w1", "c3"]
+    assert [place for place, _ in in_force([*log, *plain_log("c3")])] == [0, 1, 5]
+
+
+def test_giving_back_can_be_given_back() -> None:
+    log = [*plain_log("c1", "c2", "c3"), back("b1", "c1", "c1"), *plain_log("c4")]
+    assert counted([*log, back("b2", "c3", "c3")]) == ["c1", "c2", "c3"]
+    assert counted([*log, back("b2", "c4", "c4")]) == ["c1", "c4"]
+    assert counted([*log, back("b2", "b1", "b1")]) == ["c1"]
+
+
+def test_tasks_and_effects_count_wherever_they_stand() -> None:
+    done = Record("a", "d1", "done", "0" * 64, 1, parent="i1")
+    log = [*plain_log("c1", "c2"), Record("a", "i1", "intended", "0" * 64, 1), done, back("b1", "c1", "c1")]
+    assert counted(log) == ["c1", "i1", "d1"]
+
+
+def test_where_the_end_of_that_time_is_not_known_the_repetition_stands_for_the_past() -> None:
+    assert counted([*plain_log("c5", "c6"), back("b1", "c1", "w1")]) == ["b1"]
+
+
+def test_retention_keeps_what_a_given_back_state_stands_on_and_lets_go_of_what_was_stepped_over() -> None:
+    log = [*plain_log("c1", "w1", "c2", "c3", "w3"), back("b1", "c1", "w1")]
+    assert live(log) == {"c1", "w1", "b1"}
+    assert is_ruled(log[-1])
+    held = [record for record in log if record.id in live(log) or record.id in ("c3", "w3")]  # c3 is not gone yet
+    assert counted(held) == ["c1", "w1"]
+    assert live([*log, *plain_log("c4")]) == {"c4", "w1", "b1", "c1"}
+    cleared = Record("a", "x", "deleted", "0" * 64, 1, meta={CLEARS: YES})
+    assert live([*log, cleared, *plain_log("c9")]) == {"c9", "x"}
