@@ -2,8 +2,8 @@
 
 Held to what people saw: the request names for each agent the record that it had then and the newest one that it has now; an
 agent that wrote since is left alone. The new record's id follows from these, so a repeated request is a repetition and not a
-second restore. Its meta says what it repeats and which record was the last of that time (``stream/live.py``: what stands between
-is stepped over by the adapters, whose newest record is decided by other things than its place).
+second restore. Its meta says what it repeats and which record was the last of that time (``stream/live.py``: what stands
+between is stepped over by the adapters, whose newest record is decided by other things than its place).
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def test_where_the_end_of_that_time_is_not_known_the_repetition_stands_for_the_p
 def test_retention_keeps_what_a_given_back_state_stands_on_and_lets_go_of_what_was_stepped_over() -> None:
     log = [*plain_log("c1", "w1", "c2", "c3", "w3"), back("b1", "c1", "w1")]
     assert live(log) == {"c1", "w1", "b1"}
-    assert is_ruled(log[-1])
+    assert is_ruled(log[-1].kind, log[-1].meta)
     held = [record for record in log if record.id in live(log) or record.id in ("c3", "w3")]  # c3 is not gone yet
     assert counted(held) == ["c1", "w1"]
     assert live([*log, *plain_log("c4")]) == {"c4", "w1", "b1", "c1"}
