@@ -117,10 +117,10 @@ class Caller:
             async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + limit)):
                 answer = await self.request(method, endpoint.url + path, content, content_type)
         except TimeoutError:
-            self.endpoints.failed(endpoint)
+            self.endpoints.failed(endpoint, "it did not answer in time")
             raise OutcomeUnknown(f"{endpoint.url} did not answer in time", hint="a retry is safe") from None
-        except Unavailable:
-            self.endpoints.failed(endpoint)
+        except Unavailable as problem:
+            self.endpoints.failed(endpoint, problem.message)
             raise
         if answer.status_code == 200:
             try:
@@ -128,8 +128,8 @@ class Caller:
             except StaleEpoch:
                 self.endpoints.not_active(endpoint, None)
                 raise
-            except (OutcomeUnknown, Corrupt):
-                self.endpoints.failed(endpoint)
+            except (OutcomeUnknown, Corrupt) as problem:
+                self.endpoints.failed(endpoint, problem.message)
                 raise
             self.endpoints.succeeded(endpoint)
             return value
@@ -142,7 +142,7 @@ class Caller:
             self.endpoints.busy(endpoint, error.retry_after_seconds)
             error.retry_after_seconds = 0.0  # this one is left alone; others may be asked at once
         elif isinstance(error, (Unavailable, FenceLost)) and not isinstance(error, Fenced):
-            self.endpoints.failed(endpoint)
+            self.endpoints.failed(endpoint, error.message)
         raise error
 
     async def request(self, method: str, url: str, content: bytes, content_type: str) -> httpx.Response:

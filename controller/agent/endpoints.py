@@ -32,6 +32,8 @@ class Endpoint:
     open_until: float = -math.inf
     standby_until: float = -math.inf
     busy_until: float = -math.inf
+    why: str = ""
+    """Of its last failure."""
     used: int = 0
     learned: bool = False
 
@@ -54,6 +56,8 @@ class EndpointHealth:
     failures: int
     retry_seconds: float
     learned: bool
+    why: str = ""
+    """What the last failure was, while ``failures`` are counted."""
 
 
 def _base(url: str) -> str | None:
@@ -109,9 +113,10 @@ class Endpoints:
         endpoint.open_until = endpoint.standby_until = endpoint.busy_until = -math.inf
         self._active = endpoint.url
 
-    def failed(self, endpoint: Endpoint) -> None:
+    def failed(self, endpoint: Endpoint, why: str = "") -> None:
         """It did not answer, or not sensibly."""
         endpoint.failures += 1
+        endpoint.why = why
         if self._active == endpoint.url:
             self._active = None
         if endpoint.failures >= TRIP:
@@ -133,6 +138,7 @@ class Endpoints:
                 item.failures,
                 max(0.0, max(item.open_until, item.busy_until) - now),
                 item.learned,
+                item.why if item.failures else "",
             )
             for item in self._all
         )
@@ -152,7 +158,9 @@ class Endpoints:
         """For people: each endpoint that is left alone, and for how long."""
         words = {"busy": "asked for a pause", "open": "failed several times in a row"}
         return "; ".join(
-            f"{item.url} {words.get(item.state, item.state)}, next try in {item.retry_seconds:.1f} s" for item in self.health()
+            f"{item.url} {words.get(item.state, item.state)}, next try in {item.retry_seconds:.1f} s"
+            + (f" ({item.why})" if item.why else "")
+            for item in self.health()
         )
 
     def not_active(self, endpoint: Endpoint, hint: str | None) -> bool:
