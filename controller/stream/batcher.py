@@ -12,6 +12,7 @@ Records of an agent stay in their order: what comes after a large one of the sam
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controller.domain.model import Frame
@@ -84,6 +85,17 @@ class Queue:
         else:
             self._small.append(entry)
             self._small_bytes += entry.weight
+
+    def lacks_room(self, weights: Sequence[int], bound: int) -> str | None:
+        """Why records of these weights may not wait here, or None. Large records and small ones have a bound each, so that
+        neither keeps the other out; one large record may always wait."""
+        large = sum(weight for weight in weights if weight >= LARGE_BYTES)
+        small = sum(weights) - large
+        behind = self.bytes - self._small_bytes
+        for waiting, size in ((self._small_bytes, small), (behind, large)):
+            if waiting and size and waiting + size > bound:
+                return f"{waiting} bytes wait for a segment and the bound is {bound}"
+        return None
 
     def oldest(self) -> Entry | None:
         """Who has waited longest, or None."""

@@ -176,11 +176,13 @@ class StreamWriter:
         weights = [weight(frame) for frame in frames]
         size = sum(weights)
         self._check_open(size)
+        self._check_room(weights)
         if not own:
             self._check_objective()
         self._check_bodies(sum(frame.record.size for frame in frames))
         opened = await self._admission.open_ahead(frames)
         self._check_open(size)  # a large call was opened in a thread meanwhile
+        self._check_room(weights)
         receipt = Receipt(frames)
         for number, frame in enumerate(frames):
             try:
@@ -205,6 +207,7 @@ class StreamWriter:
         Raises Unavailable (agents' records go first: try later), OutcomeUnknown."""
         weights = [weight(frame) for frame in frames]
         self._check_open(sum(weights))
+        self._check_room(weights)
         if self._queue.bytes + self.log.bytes > self._limits.queue_max_bytes // 2:
             raise Unavailable("records of agents wait; nothing is carried forward meanwhile", hint="it is tried again")
         receipt = Receipt(frames)
@@ -252,8 +255,11 @@ class StreamWriter:
         if size > bound + ONE_RECORD_MORE_BYTES:
             raise Refused(f"a batch of {size} bytes, and {bound} may wait at most", hint="send fewer records at a time")
         full = self.log.full()
-        if self._queue.bytes and self._queue.bytes + size > bound:
-            full = full or f"{self._queue.bytes} bytes wait for a segment and the bound is {bound}"
+        if full:
+            raise Unavailable(full, hint="slow down and send the same records again", retry_after_seconds=0.5)
+
+    def _check_room(self, weights: Sequence[int]) -> None:
+        full = self._queue.lacks_room(weights, self._limits.queue_max_bytes)
         if full:
             raise Unavailable(full, hint="slow down and send the same records again", retry_after_seconds=0.5)
 
@@ -279,6 +285,7 @@ class StreamWriter:
             raise Unavailable(
                 f"{self._admission.bytes} bytes of decoded bodies wait and the bound is {bound}",
                 hint="slow down and send the same records again",
+                retry_after_seconds=0.5,
             )
 
     def _admit(self, frame: Frame, size: int, proven: Proven | None, waiter: Waiter) -> None:

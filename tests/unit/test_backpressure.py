@@ -143,3 +143,16 @@ def test_a_large_record_whose_segment_is_being_made_when_the_writer_stops_is_tol
         assert rig.clock.monotonic() - began < 5.0  # and not when its time has run out
 
     story(steps, limits=replace(LIMITS, queue_max_bytes=64 * 2**20, ack_timeout_seconds=30.0))
+
+
+def test_small_records_and_large_ones_do_not_keep_each_other_out() -> None:
+    bound = LARGE_BYTES
+    queue = Queue(segment_max_bytes=1000, segment_max_records=10)
+    queue.add(entry("a", "r1", 10, 1.0))
+    assert queue.lacks_room([LARGE_BYTES], bound) is None
+    queue.add(entry("big", "r2", LARGE_BYTES, 2.0))
+    assert "the bound is" in str(queue.lacks_room([LARGE_BYTES], bound))
+    assert queue.lacks_room([10], bound) is None
+    queue.add(entry("b", "r3", bound - 20, 3.0))
+    assert queue.lacks_room([5, 5], bound) is None
+    assert "the bound is" in str(queue.lacks_room([5, 6], bound))
