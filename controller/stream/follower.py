@@ -25,7 +25,9 @@ from controller.stream.snapshot import load_snapshot, open_snapshot
 from controller.stream.view import ColdBase, View
 
 SNAPSHOT_SEGMENTS = 256
-"""A snapshot is worth its load when it saves reading at least so many segments."""
+"""A snapshot is worth its load when it saves an empty view reading at least so many segments."""
+FAR_SEGMENTS = 20_000
+"""The same for a view that has something: it would have to prove again what it has proven."""
 FORGET_RECORDS = 5000
 """Records that one step forgets at most when the base has moved: about 50 ms."""
 _REPAIR = "repair this region's copy of it from another region's store; the standby stays at the segment before"
@@ -93,7 +95,8 @@ class Follower:
             )
         lowest = max(head.base - 1, self._view.floor(self._stream)[0])
         anew = not lowest <= seq or lowest > head.seq or self._base_differs(head)
-        if await self._from_snapshot(head, head.base - 1 if anew else seq):
+        empty = anew or seq == self._view.floor(self._stream)[0]
+        if await self._from_snapshot(head, (head.base - 1 if anew else seq) + (SNAPSHOT_SEGMENTS if empty else FAR_SEGMENTS)):
             return
         if anew:
             self._reset(head)
@@ -152,11 +155,11 @@ class Follower:
             what = f"the head at {head.seq}" if seq == head.seq else _ref(head, seq + 1).key
             raise Corrupt(f"{what} in {self._store.region} does not follow {_ref(head, seq).key}", hint=_REPAIR)
 
-    async def _from_snapshot(self, head: Head, seq: int) -> bool:
-        """Begins anew from the newest good snapshot that the head names, when that saves reading many segments after ``seq``.
-        One that is damaged, foreign or of another history is refused for good, and an older one is tried."""
+    async def _from_snapshot(self, head: Head, least: int) -> bool:
+        """Begins anew from the newest good snapshot that the head names, unless it was made before segment ``least``. One that is
+        damaged, foreign or of another history is refused for good, and an older one is tried."""
         for named in reversed(head.snapshots):
-            if named.seq < seq + SNAPSHOT_SEGMENTS:
+            if named.seq < least:
                 return False
             if named in self._refused or named.seq > head.seq:
                 continue
@@ -253,7 +256,6 @@ class Follower:
         except Corrupt as error:
             raise Corrupt(f"{ref.key} in {self._store.region}: {error.message}", hint=error.hint) from error
         await asyncio.sleep(0)  # a long tail of segments must not keep the lease keeper waiting
-
 
     def _base(self, frame: Frame) -> bytes | None:
         """The base of a delta, as far as it is warm."""

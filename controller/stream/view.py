@@ -523,7 +523,7 @@ class View:
         """Whether newest bodies came with a snapshot and were not read back from the store yet."""
         row = self._tables.one(
             "SELECT 1 FROM heads h JOIN records r ON r.no = h.record JOIN streams s ON s.no = r.stream "
-            "WHERE h.warm=1 AND r.verified=0 AND s.name=? LIMIT 1",
+            "LEFT JOIN warm w ON w.record = h.record WHERE h.warm=1 AND r.verified=0 AND w.record IS NULL AND s.name=? LIMIT 1",
             (stream,),
         )
         return row is not None

@@ -250,6 +250,28 @@ def test_bytes_of_any_kind_are_refused_and_never_crash() -> None:
     run_virtual(story(), limit_seconds=100_000)
 
 
+def test_a_standby_that_fell_behind_a_little_keeps_what_it_has_proven() -> None:
+    async def story() -> None:
+        world = small_world()
+        holder = await grown(world)
+        server, head = world.servers[FAR], world.head(FAR)
+        gate = FaultGate(world.clock.sleep)
+        view = View(None)
+        follower = Follower(MemoryRegionStore(server, gate), view, STREAM, world.clock, GROUP)
+        server.heads[STREAM] = replace(head, snapshots=())
+        for _ in range(3):
+            position = await follower.step(20)
+        server.heads[STREAM] = head
+        assert head.base <= position.seq < head.snapshots[-1].seq - 20
+        for _ in range(100):
+            before, position = position, await follower.step(20)
+            assert position.seq >= before.seq
+        assert position.seq == holder.view.position(STREAM)[0]
+        assert gate.calls["get_snapshot"] == 0
+
+    run_virtual(story(), limit_seconds=100_000)
+
+
 def test_old_snapshots_go_and_the_named_ones_are_there() -> None:
     async def story() -> None:
         world = small_world()
