@@ -156,8 +156,8 @@ class Follower:
             raise Corrupt(f"{what} in {self._store.region} does not follow {_ref(head, seq).key}", hint=_REPAIR)
 
     async def _from_snapshot(self, head: Head, least: int) -> bool:
-        """Begins anew from the newest good snapshot that the head names, unless it was made before segment ``least``. One that is
-        damaged, foreign or of another history is refused for good, and an older one is tried."""
+        """Begins anew from the newest good snapshot that the head names, unless it was made before segment ``least``. One that
+        is damaged, foreign or of another history is refused for good, and an older one is tried."""
         for named in reversed(head.snapshots):
             if named.seq < least:
                 return False
