@@ -191,8 +191,11 @@ def _seal(
         )
     parts.append(footer)
     parts.append(_TRAILER.pack(offset, len(footer), count))
-    data = b"".join(parts)
-    return data + hashlib.sha256(data).digest(), tuple(offsets)
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    parts.append(digest.digest())
+    return b"".join(parts), tuple(offsets)  # joined once: a second copy of a large body would hold up every other thread
 
 
 def encode_segment(header: SegmentHeader, frames: Sequence[Frame], limits: Limits = DEFAULT_LIMITS) -> bytes:
