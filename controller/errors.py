@@ -138,6 +138,10 @@ class Misconfigured(DrError):
     http_status = 500
 
 
+class WrongGroup(Misconfigured):
+    """These settings describe another group than the one in etcd: waiting mends nothing, the process must end."""
+
+
 class Corrupt(DrError):
     """Bytes do not match their checksum, hash, chain or format."""
 

@@ -15,7 +15,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from controller.domain.model import Baseline, CatalogueEntry, Commit, Fence, Head, Realignment, SegmentRef, SnapshotRef
+from controller.domain.model import (
+    Ack,
+    Baseline,
+    CatalogueEntry,
+    Commit,
+    Fence,
+    Frame,
+    Head,
+    IngestAnswer,
+    Realignment,
+    SegmentRef,
+    SnapshotRef,
+)
 
 # ---------------------------------------------------------------------------------------------------------- coordination
 
@@ -364,6 +376,28 @@ class Pager(Protocol):
     """Best effort, bounded, never blocks a decision. Raises Unavailable when nobody could be reached."""
 
     async def page(self, page: Page) -> None: ...
+
+
+# ----------------------------------------------------------------------------------------------------------------- peers
+
+
+class Peers(Protocol):
+    """Other instances of the same region, by the addresses in their holder keys. Raises Unavailable when nothing was sent,
+    OutcomeUnknown when no answer came, and what the other one says."""
+
+    async def ingest(self, address: str, frames: Sequence[Frame]) -> IngestAnswer:
+        """Agents' records of streams that the other one holds. It never hands them on."""
+        ...
+
+    async def write(self, address: str, lead: Fence, frames: Sequence[Frame]) -> tuple[Ack, ...]:
+        """Tasks and assignments from the lead's holder, whose fence this is. Raises FenceLost when it is that no more."""
+        ...
+
+    async def positions(self, address: str) -> Mapping[str, int]:
+        """The streams that the other one serves, with the last segment of each."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Clock(Protocol):

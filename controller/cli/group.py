@@ -46,6 +46,7 @@ def bootstrap(
             region=region,
             stores=tuple(settings.regions),
             actor=requester or getpass.getuser(),
+            streams=settings.stream.streams,
         )
 
     authority = _with_outside(config or here.config, found)

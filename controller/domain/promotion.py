@@ -171,6 +171,27 @@ class PlanRecord:
         return self.state in ENDED
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one stream is with a plan that moved the authority; what lies under ``progress/{plan}/{stream}``.
+
+    Written by the stream's holder, under its guard: once its stores are fenced, again when the loss turns out another one, and
+    with ``open`` in the transaction that records the fork. From then on ``loss`` is final: whoever holds the stream next
+    opens it without losing more, and it is what the plan reports.
+    """
+
+    plan: str
+    stream: str
+    epoch: int
+    loss: Loss
+    fenced: tuple[str, ...] = ()
+    """Regions whose stores are fenced."""
+    unfenced: tuple[str, ...] = ()
+    open: bool = False
+    first_seq: int = 0
+    """First segment of the epoch that opened; 0 before."""
+
+
 def move(record: PlanRecord, event: Event, *, at: float, reason: str = "") -> PlanRecord:
     """The record after ``event``. Raises IllegalTransition for a cell that is not in the table."""
     try:

@@ -13,7 +13,7 @@ from controller.domain.model import Ack, Authority, Forks, Frame, Head, IngestAn
 from controller.domain.promotion import PlanRecord
 from controller.domain.sharing import LEAD
 from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
-from controller.ports import Clock, Compare, Coordinator, Identity, Page, Pager, Put, RegionStore, Resolver, Traffic
+from controller.ports import Clock, Compare, Coordinator, Identity, Page, Pager, Peers, Put, RegionStore, Resolver, Traffic
 from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.fleet import RIGHT_MARGIN_SECONDS, FleetManager, check_kind
 from controller.runtime.ingest_gate import IngestGate, IngestLimits
@@ -23,6 +23,7 @@ from controller.runtime.promotion import Promotion, PromotionPolicy
 from controller.runtime.reporter import Reporter, ReportPolicy, own_agent
 from controller.runtime.retention import Retention, RetentionPolicy
 from controller.runtime.tenure import Tenure
+from controller.runtime.together import BEFORE_OPEN, POLL_SECONDS, Together
 from controller.runtime.watch import Watch
 from controller.settings import Settings
 from controller.stream.follower import Follower
@@ -51,6 +52,8 @@ class Ports:
     pager: Pager
     clock: Clock
     new_id: Callable[[], str]
+    peers: Peers | None = None
+    """The way to other instances of this region; a group of one stream needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,16 @@ class Active:
         self._paged = ""
         self._rights_end = -math.inf
         self._attempts: dict[str, int] = {}
+        self._together = Together(
+            shell.ports.coordinator,
+            shell.keys,
+            shell.ports.clock,
+            shell.ports.traffic,
+            shell.book,
+            tenure,
+            tuple(shell.followers),
+            shell.settings.instance,
+        )
 
     def acts(self) -> bool:
         """Whether this stream is served here now. No I/O."""
@@ -166,9 +179,10 @@ class Active:
 
     async def _serve(self) -> None:
         try:
-            opened = await Opening(self._parts(), self.tenure).run()
+            opened = await Opening(self._parts(), self.tenure, self._together).run()
             await self._begin(opened)
-            await self._promote()
+            if self.lead:
+                await self._promote()
         except DrError as error:
             self.over = error.message
 
@@ -179,7 +193,6 @@ class Active:
             keys=shell.keys,
             clock=ports.clock,
             stores=ports.stores,
-            traffic=ports.traffic,
             pager=ports.pager,
             book=shell.book,
             view=shell.view,
@@ -256,11 +269,38 @@ class Active:
             policy=RetentionPolicy(stream.retention_seconds, stream.snapshot_seconds),
         )
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
-        unfinished = await self._unfinished() is not None
         if self.lead:
-            shell.fleet.activate(paused=unfinished)
+            await self._start_fleet()
         self.serving = True
         shell.say(Role.ACTIVE, f"epoch {epoch} is open from segment {opened.tail.seq + 1}")
+
+    async def _start_fleet(self) -> None:
+        """The lead's holder hands agents out, on what the view says. With several streams the view must first have what was
+        acknowledged in the others before this tenure: their assignments, and where their agents resume."""
+        others = [stream for stream in self._shell.followers if stream != self.stream]
+        if not others:
+            self._shell.fleet.activate(paused=await self._unfinished() is not None)
+        else:
+            self._spawn(self._start_fleet_behind(others), f"fleet-{self.tenure.fence.epoch}")
+
+    async def _start_fleet_behind(self, others: Sequence[str]) -> None:
+        shell, wanted = self._shell, dict[str, int]()
+        while not self.over:
+            try:
+                for stream in others:
+                    if stream not in wanted:
+                        wanted[stream] = (await self._home_head(stream)).seq
+                if all(shell.view.position(stream)[0] >= seq for stream, seq in wanted.items()):
+                    paused = await self._unfinished() is not None
+                    if not self._draining and not self.over:
+                        shell.fleet.activate(paused=paused)
+                    return
+            except FenceLost as error:
+                self.over = error.message
+                return
+            except DrError as error:
+                shell.tell("fleet", error.message, error=error.code)
+            await shell.ports.clock.sleep(POLL_SECONDS)
 
     def _lost(self, why: str) -> None:
         self.tenure.lose(why)
@@ -284,6 +324,7 @@ class Active:
             view=shell.view,
             fleet=shell.fleet,
             home_head=self._home_head,
+            streams=tuple(shell.followers),
             policy=PromotionPolicy(
                 settings.promotion.resume_agents_per_second,
                 settings.promotion.confirm_timeout_seconds,
@@ -299,7 +340,10 @@ class Active:
                 plan = await self._unfinished()
                 if plan is None:
                     break
-                shell.tell("promotion", await promotion.step(plan))
+                if plan.value.state not in BEFORE_OPEN:
+                    shell.tell("promotion", await promotion.step(plan))
+                elif not await self._together.caught_up(plan):
+                    await ports.clock.sleep(POLL_SECONDS)
             except FenceLost:
                 raise
             except DrError as error:
@@ -330,8 +374,8 @@ class Active:
         except DrError:
             pass  # closing it is for people's eyes only; the next holder tries again
 
-    async def _home_head(self) -> Head:
-        return await self._shell.ports.stores[self._shell.settings.region].read_head(self.tenure.fence.stream)
+    async def _home_head(self, stream: str) -> Head:
+        return await self._shell.ports.stores[self._shell.settings.region].read_head(stream)
 
     # ----------------------------------------------------------------------------------------------------- serving
 
@@ -375,7 +419,7 @@ class Active:
         to another host, and must know until when the host may act. Every other holder lends such a host nothing (0).
         """
         fleet, agents = self._shell.fleet, {one.record.agent for one in accepted}
-        if self.lead:
+        if self.lead and fleet.active:
             # Only records that passed their checks are a sign of life of the agent's host; a stale one is not.
             fleet.granted(agents, remaining)
             return remaining
@@ -387,7 +431,7 @@ class Active:
 
     def _problem(self, record: Record) -> DrError | None:
         try:
-            if self.lead:
+            if self.lead and len(self._shell.followers) == 1:
                 self._shell.fleet.check_attempt(record.agent, record.attempt, record.kind)
             else:
                 check_kind(record.kind)
@@ -452,7 +496,7 @@ class Active:
     async def tend(self) -> str | None:
         """One round of looking after the fleet. It writes assignments and waits for them, and for the pager: a loop of its
         own, too. Raises Unavailable."""
-        if self._draining:
+        if self._draining or not self._shell.fleet.active:
             return None
         ticked = await self._shell.fleet.tick()
         await self._page(ticked.page)

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from controller import __version__
 from controller.domain.model import AgentSeen, Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
-from controller.errors import DrError, NotActive, Refused
+from controller.errors import DrError, Refused
 from controller.ports import Clock
 from controller.runtime.api_archive import archive_routes
 from controller.runtime.api_documents import (
@@ -46,6 +46,7 @@ from controller.runtime.api_door import (
 )
 from controller.runtime.api_door import adapter as _adapter
 from controller.runtime.api_door import answer as _answer
+from controller.runtime.api_peers import peer_routes
 from controller.runtime.api_records import IN_FLIGHT_MAX_BYTES, OCTETS, RecordsFront, answer_records
 from controller.runtime.service import (
     AgentPage,
@@ -64,6 +65,7 @@ from controller.stream.limits import DEFAULT_LIMITS
 
 MAX_HEADER_BYTES = 32 * 1024
 """HTTP clients refuse answers with more than about 64 KiB of headers; a record's meta may be larger."""
+
 
 AgentName = Annotated[str, Depends(agent_name)]
 HostName = Annotated[str, Depends(host_name)]
@@ -104,15 +106,7 @@ _INGEST_BODY = {
 }
 
 
-Fresh = Annotated[bool, Query(description="answered by the holder only: a standby's copy may be behind")]
-
-
-def _holder_only(service: ControllerService, fresh: bool) -> None:
-    if fresh and not service.may_act():
-        raise NotActive(
-            f"{service.region}/{service.instance} is {service.role.value}: its copy may be behind",
-            hint="ask the active controller, or read without `fresh`",
-        )
+Fresh = Annotated[bool, Query(description="all that was acknowledged so far: a standby's copy may be behind")]
 
 
 def _agent_routes(service: ControllerService) -> APIRouter:
@@ -132,14 +126,16 @@ def _agent_routes(service: ControllerService) -> APIRouter:
         sort: Annotated[Literal["name", "newest"], Query(description="`newest`: who wrote last, one page")] = "name",
         fresh: Fresh = False,
     ) -> Response:
-        _holder_only(service, fresh)
+        if fresh:
+            await service.settle()
         return _answer(tuple[AgentSeen, ...], service.agents(AgentPage(limit, after, prefix, sort == "newest")))
 
     @router.get("/agents/{agent}/latest", responses=_RECORD_ANSWER, response_class=Response, summary="Newest record")
     async def latest(
         agent: AgentName, kind: Annotated[str, Query(max_length=64)] = Kind.CHECKPOINT, fresh: Fresh = False
     ) -> Response:
-        _holder_only(service, fresh)
+        if fresh:
+            await service.settle(agent)
         return _record_answer(await service.latest(agent, named(kind, "kind", DEFAULT_LIMITS.kind_chars)))
 
     @router.get("/agents/{agent}/records", response_model=tuple[Record, ...], summary="Records, newest first")
@@ -149,13 +145,15 @@ def _agent_routes(service: ControllerService) -> APIRouter:
         before: Annotated[str | None, Query(max_length=300)] = None,
         fresh: Fresh = False,
     ) -> Response:
-        _holder_only(service, fresh)
+        if fresh:
+            await service.settle(agent)
         older = None if before is None else named(before, "before", DEFAULT_LIMITS.id_chars)
         return _answer(tuple[Record, ...], service.records(agent, limit, older))
 
     @router.get("/agents/{agent}/records/{record}", responses=_RECORD_ANSWER, response_class=Response, summary="One record")
     async def read(agent: AgentName, record: RecordId, fresh: Fresh = False) -> Response:
-        _holder_only(service, fresh)
+        if fresh:
+            await service.settle(agent)
         return _record_answer(await service.read(agent, record))
 
     @router.post("/tasks", response_model=IngestAnswer, summary="Give an agent a task")
@@ -336,6 +334,7 @@ def create_app(service: ControllerService, *, clock: Clock, in_flight_max_bytes:
     app.add_exception_handler(Exception, _on_bug)
     for router in (
         _agent_routes(service),
+        peer_routes(service),
         archive_routes(service),
         _reading_routes(service),
         _plan_routes(service),

@@ -84,7 +84,7 @@ class Door:
 
     @staticmethod
     def _limit(path: str) -> int:
-        if path == "/v1/records":
+        if path == "/v1/records" or (path.startswith("/v1/peers/") and path.endswith("/records")):
             return MAX_INGEST_BYTES
         return MAX_BEAT_BYTES if path.endswith("/beat") else MAX_JSON_BYTES
 

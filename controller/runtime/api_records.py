@@ -9,10 +9,12 @@ requests together hold no more than ``in_flight_max_bytes``.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from controller.domain.model import Frame
 from controller.errors import Corrupt, DrError, Unavailable
 from controller.runtime.api_door import MAX_INGEST_BYTES, NO_STORE, BadRequest, TooLarge, error_response, too_large
 from controller.runtime.service import ControllerService
@@ -31,8 +33,8 @@ _FIRST_FRAME = 24
 _HEADERS = [(b"content-type", b"application/json"), *((k.lower().encode(), v.encode()) for k, v in NO_STORE.items())]
 
 
-async def answer_records(service: ControllerService, content_type: str, data: bytes) -> bytes:
-    """The answer's document. Raises DrError."""
+async def frames_in(content_type: str, data: bytes) -> Sequence[Frame]:
+    """The frames in a request's body. Raises BadRequest, and Corrupt with status 400."""
     if content_type.split(";", maxsplit=1)[0].strip().lower() != OCTETS:
         raise BadRequest(f"the body must be {OCTETS}", hint="send what encode_frames made")
     try:
@@ -45,6 +47,12 @@ async def answer_records(service: ControllerService, content_type: str, data: by
         raise
     if not frames:
         raise BadRequest("the batch holds no record", hint="send at least one record")
+    return frames
+
+
+async def answer_records(service: ControllerService, content_type: str, data: bytes) -> bytes:
+    """The answer's document. Raises DrError."""
+    frames = await frames_in(content_type, data)
     return msgspec.json.encode(await service.ingest(frames))
 
 

@@ -20,16 +20,18 @@ async def bootstrap_group(
     region: str,
     stores: Sequence[str],
     actor: str = "bootstrap",
+    streams: int = 1,
 ) -> Authority:
-    """Gives ``region`` the authority of a new group over ``stores``. Idempotent for equal arguments.
+    """Gives ``region`` the authority of a new group over ``stores``, with so many streams for its whole life. Idempotent for
+    equal arguments.
 
-    Raises Refused when the group exists with other stores (a change of the set of stores is an operation of its own), or
-    when ``region`` is not one of ``stores``.
+    Raises Refused when the group exists with other stores (a change of the set of stores is an operation of its own) or another
+    number of streams (agents would belong to other streams), or when ``region`` is not one of ``stores``.
     """
     if region not in stores:
         raise Refused(f"region {region} is not one of the stores {', '.join(stores)}", hint="name a configured region")
     keys = Keys(prefix, group)
-    wanted = Authority(region=region, epoch=0, stores=tuple(stores))
+    wanted = Authority(region=region, epoch=0, stores=tuple(stores), streams=streams)
     result = await Audit(coordinator, keys).commit(
         [Compare.absent(keys.authority)],
         [Put(keys.authority, encode(wanted))],
@@ -37,14 +39,15 @@ async def bootstrap_group(
         actor=actor,
         action="bootstrap",
         subject=group,
-        detail={"region": region, "stores": list(stores)},
+        detail={"region": region, "stores": list(stores), "streams": streams},
     )
     if result.succeeded:
         return wanted
     found = await read(coordinator, keys.authority, Authority)
-    if found is not None and set(found.value.stores) == set(stores):
+    if found is not None and set(found.value.stores) == set(stores) and found.value.streams == streams:
         return found.value
     raise Refused(
-        f"group {group} exists already with stores {found.value.stores if found else ()}",
+        f"group {group} exists already with stores {found.value.stores if found else ()} and "
+        f"{found.value.streams if found else 0} streams",
         hint="look at it with `drctl status`; a group is founded once",
     )

@@ -44,7 +44,7 @@ from controller.domain.model import (
 from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.domain.sharing import LEAD, stream_names
-from controller.errors import Corrupt, DrError, Refused
+from controller.errors import Corrupt, DrError, Refused, WrongGroup
 from controller.ports import Page
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.archive import Archive
@@ -59,6 +59,7 @@ from controller.runtime.metrics import Metrics
 from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
 from controller.runtime.restorer import Restorer
+from controller.runtime.routing import Router
 from controller.runtime.service import (
     PlanRequest,
 )
@@ -153,6 +154,7 @@ class Controller(Desk):
             ports.clock,
             epoch=lambda: self._lead.tenure.fence.epoch if self._lead else 0,
             active_address=self._active_address,
+            is_current=self._is_current,
             policy=FleetPolicy(
                 settings.fleet.beat_seconds, settings.fleet.misses_degraded, settings.fleet.misses_failed, settings.fleet.pool
             ),
@@ -214,6 +216,20 @@ class Controller(Desk):
         self._warnings: dict[str, str] = {}
         self._unheard: list[Page] = []
         self._actives: dict[str, Active] = {}
+        self._current: frozenset[str] = frozenset()
+        self._router = Router(
+            self._streams,
+            settings.region,
+            settings.api.address,
+            self._actives,
+            lambda: self._seen.holders if self._seen else (),
+            ports.peers,
+            self._view,
+            self._followers,
+            ports.coordinator,
+            self._keys,
+            ports.clock,
+        )
 
     # -------------------------------------------------------------------------------------------------------- life
 
@@ -250,6 +266,8 @@ class Controller(Desk):
                 self._warnings.pop(name, None)
                 if sentence:
                     self._tell(name, sentence)
+            except WrongGroup:
+                raise
             except DrError as error:
                 if self._warnings.get(name) != error.message:
                     self._tell(name, error.message, error=error.code)
@@ -390,6 +408,12 @@ class Controller(Desk):
     async def _observe(self) -> None:
         """One look at etcd and at every store's head; says what this member sees."""
         seen = await look(self._outside)
+        founded = seen.authority.value.streams
+        if founded != len(self._streams):
+            raise WrongGroup(
+                f"stream.streams = {len(self._streams)}, and the group was founded with {founded}: agents would change streams",
+                hint=f"set stream.streams = {founded}, as in the group's other controllers",
+            )
         now = self._clock.wall()
         self._seen, self._seen_at = seen, now
         self._sharing.note(seen)

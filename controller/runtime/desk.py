@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from controller.domain.model import (
+    Ack,
     AgentSeen,
     Authority,
     Beat,
@@ -37,6 +38,7 @@ from controller.runtime.mender import Mender
 from controller.runtime.metrics import Kept, Metrics
 from controller.runtime.plans import PlanBook
 from controller.runtime.restorer import Restorer
+from controller.runtime.routing import Router
 from controller.runtime.service import (
     AgentPage,
     ApprovalRequest,
@@ -84,6 +86,15 @@ class Desk(ABC):
     verifier: Verifier
     mender: Mender
     restorer: Restorer
+
+    _router: Router
+    _current: frozenset[str]
+    """Streams of which this copy had everything at the last beat."""
+
+    @property
+    def _alone(self) -> bool:
+        """Whether the group has one stream, whose holder does everything itself."""
+        return len(self._outside.streams) == 1
 
     @abstractmethod
     def _positions(self) -> dict[str, Position]:
@@ -159,20 +170,51 @@ class Desk(ABC):
         return active
 
     async def _submit_own(self, frames: Sequence[Frame]) -> IngestAnswer:
+        """Records of the controller itself. Raises NotActive unless this instance holds the lead."""
         active = self._serving()
-        acks = await active.submit(frames)
+        acks = await active.submit(frames) if self._alone else await self._router.write(active, frames)
         return IngestAnswer(active.tenure.fence.epoch, active.tenure.remaining_seconds(), tuple(acks))
 
     async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
         """See ``ControllerService``. A record under a stale attempt number fails alone."""
-        return await self._serving().ingest(frames)
+        return await (self._serving().ingest(frames) if self._alone else self._router.ingest(frames))
+
+    async def peer_ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
+        """See ``ControllerService``."""
+        return await self._router.ingest(frames, forwarded=True)
+
+    async def peer_write(self, region: str, instance: str, epoch: int, frames: Sequence[Frame]) -> tuple[Ack, ...]:
+        """See ``ControllerService``."""
+        return await self._router.take(region, instance, epoch, frames)
+
+    def peer_positions(self) -> dict[str, int]:
+        """See ``ControllerService``."""
+        return self._router.positions()
+
+    async def settle(self, agent: str | None = None) -> None:
+        """See ``ControllerService``."""
+        if not self._alone:
+            await self._router.settle(self._outside.streams if agent is None else [self._router.stream(agent)])
+        elif not self.may_act():
+            raise NotActive(
+                f"{self.region}/{self.instance} is {self.role.value}: its copy may be behind",
+                hint="ask the active controller, or read without `fresh`",
+            )
 
     async def beat(self, beat: Beat) -> BeatAnswer:
+        if not self._alone and self._fleet.active:
+            self._current = await self._router.current()
         return await self._fleet.beat(beat)
+
+    def _is_current(self, agent: str) -> bool:
+        """Whether this copy has all of an agent's stream, as of the present beat."""
+        return self._alone or self._router.stream(agent) in self._current
 
     async def create_task(self, agent: str, spec: Mapping[str, object]) -> IngestAnswer:
         self._serving()
-        return await self._fleet.create_task(agent, spec)
+        answer = await self._fleet.create_task(agent, spec)
+        self._fleet.granted((), answer.right_seconds)  # whoever asked may act on the right in the answer
+        return answer
 
     def agents(self, page: AgentPage) -> tuple[AgentSeen, ...]:
         """Agents in this region's view, without the controllers' own: so many at most, however many there are."""

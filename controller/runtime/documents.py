@@ -12,6 +12,7 @@
 | ``journal/{plan}/{step}``     | no  | ``JournalEntry`` |
 | ``guards/{plan}``             | yes | instance that is about to authorise; the authorising transaction compares it |
 | ``drained/{plan}/{stream}``    | no  | proof of the old holder that it drained for a planned move: the last segment |
+| ``progress/{plan}/{stream}``   | no  | ``Progress``: how far the target's holder of one stream is |
 | ``executors/{plan}``          | yes | instance that runs the plan up to ``authorize`` |
 | ``incidents/{id}``            | no  | ``Incident`` |
 | ``callers/{incident}``        | yes | instance that is telling people about an incident now |
@@ -121,6 +122,9 @@ class Keys:
 
     def drained(self, plan: str, stream: str) -> str:
         return self._at("drained", plan, stream)
+
+    def progress(self, plan: str, stream: str) -> str:
+        return self._at("progress", plan, stream)
 
     def executor(self, plan: str) -> str:
         return self._at("executors", plan)

@@ -111,7 +111,10 @@ class FleetManager:
         active_address: Callable[[], str | None] = lambda: None,
         policy: FleetPolicy = FleetPolicy(),  # noqa: B008 - frozen
         hold_open_intents: bool = True,
+        is_current: Callable[[str], bool] = lambda _agent: True,
     ) -> None:
+        """``is_current``: whether the view has all that was acknowledged of an agent. One of which it does not is not handed
+        out now: it would resume from something older."""
         self._view = view
         self._submit = submit
         self._right_seconds = right_seconds
@@ -120,6 +123,7 @@ class FleetManager:
         self._active_address = active_address
         self._policy = policy
         self._hold = hold_open_intents
+        self._is_current = is_current
         self._hosts: dict[str, _Host] = {}
         self._agents: dict[str, _Agent] = {}
         self._attempts: dict[str, int] = {}
@@ -183,11 +187,11 @@ class FleetManager:
         room = max(0, beat.capacity - len(running))
         for name in others[room:]:
             self._agents[name].released = True
-        told = [*running, *others[:room]]
+        told = [*running, *(name for name in others[:room] if self._is_current(name))]
         for name in told:
             agent = self._agents[name]
             agent.released = False
-            if agent.held or host.running.get(name) != agent.attempt:
+            if (agent.held or host.running.get(name) != agent.attempt) and self._is_current(name):
                 self._prepare(name, agent)
         right = self._grant(host)
         for name in told:

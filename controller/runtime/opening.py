@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 
 from controller.domain import replication
 from controller.domain.model import Authority, EpochStart, Forks, Head, Role, StreamReport
-from controller.domain.plan import Loss, PlanKind, canonical
-from controller.domain.promotion import Event, PlanRecord, State
-from controller.errors import Conflict, DrError, FenceLost, Refused, Unavailable
-from controller.ports import Clock, Compare, Coordinator, Page, Pager, Put, RegionStore, Traffic
+from controller.domain.plan import Loss, canonical
+from controller.domain.promotion import Event, PlanRecord, Progress, State
+from controller.errors import Conflict, DrError, FenceLost, Unavailable
+from controller.ports import Clock, Compare, Coordinator, Operation, Page, Pager, Put, RegionStore
 from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.evidence import expected_loss
 from controller.runtime.plans import PlanBook, approvable, loss_is_approved
-from controller.runtime.service import JournalEntry
 from controller.runtime.tenure import Tenure
+from controller.runtime.together import BEFORE_OPEN, POLL_SECONDS, Together
 from controller.stream.follower import Follower
 from controller.stream.history import Tail, bring_home, fence_stores
 from controller.stream.reader import warm
@@ -29,7 +29,6 @@ from controller.stream.view import View
 RETRY_SECONDS = 0.5
 WARM_BATCH = 500
 """Bodies that are loaded between two looks at the right to act, after a rewind left them cold."""
-BEFORE_OPEN = frozenset({State.FENCING, State.CATCHING_UP, State.HOLDING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,6 @@ class Parts:
     keys: Keys
     clock: Clock
     stores: Mapping[str, RegionStore]
-    traffic: Traffic
     pager: Pager
     book: PlanBook
     view: View
@@ -64,18 +62,16 @@ class Parts:
 class Opening:
     """One attempt to open one stream under one tenure. ``run`` returns when the epoch is open, or raises."""
 
-    def __init__(self, parts: Parts, tenure: Tenure) -> None:
+    def __init__(self, parts: Parts, tenure: Tenure, together: Together) -> None:
         self._parts = parts
         self._tenure = tenure
+        self._together = together
         self._paged = False
 
     async def run(self) -> Opened:
         """Raises FenceLost when the right is gone, Conflict when a barrier or a newer authority stands in the way."""
         while True:
-            if not self._tenure.may_act():
-                raise FenceLost(f"the right to act ended while opening: {self._tenure.right.lost or 'it ran out'}")
-            if self._tenure.barrier is not None:
-                raise Conflict(f"plan {self._tenure.barrier.plan} is taking over before this epoch opened", hint="step down")
+            self._still_ours()
             try:
                 opened = await self._attempt()
             except FenceLost:
@@ -99,32 +95,64 @@ class Opening:
         parts, fence = self._parts, self._tenure.fence
         authority = await self._authority()
         plan = await self._plan(authority.value)
+        progress = None if plan is None else await self._together.mine(plan.value.plan.id)
+        # Opened before within this plan: from then on nothing may be lost any more, as after a restart.
+        moving = plan if progress is None or not progress.value.open else None
         forks = await read(parts.coordinator, parts.keys.forks(fence.stream), Forks)
         essential = set(forks.value.sole_ackers if forks else ())
-        if plan is not None:  # the people who approved the plan knew that these do not answer
-            essential -= {store.region for store in plan.value.plan.evidence.unreachable}
+        if moving is not None:  # the people who approved the plan knew that these do not answer
+            unreachable = moving.value.plan.evidence.unreachable
+            essential -= {store.region for store in unreachable if store.stream == fence.stream}
         heads, unfenced = await fence_stores(parts.stores, fence, parts.store_timeout_seconds, essential)
         lacks = replication.quorum_lacks(authority.value.stores, heads)
         if lacks is not None:
             parts.say(Role.HOLDING, f"{lacks} ({'; '.join(f'{region}: {why}' for region, why in unfenced.items())})")
             return None
-        if plan is not None and plan.value.state is State.FENCING:
-            plan = await self._fenced(plan, heads, unfenced)
         starts = forks.value.starts if forks else ()
         forgotten = etcd_forgot(heads, starts)
         if forgotten is not None:
             # Step down, not hold: a holder would stand in the way of `drctl recover`.
             raise FenceLost(forgotten, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
         choice = replication.choose(heads, starts, home=parts.region, epoch=fence.epoch)
-        loss = await self._loss(plan, forks.value if forks else Forks(), heads)
-        plan = await self._may_lose(plan, loss)
-        if loss.records_unknown and plan is None:
+        loss = await self._loss(moving, forks.value if forks else Forks(), heads)
+        if moving is not None:
+            now = Progress(moving.value.plan.id, fence.stream, fence.epoch, loss, tuple(sorted(heads)), tuple(sorted(unfenced)))
+            await self._together.note(progress, now)
+            progress, plan = await self._all_fenced(moving.value.plan.id)
+            plan = await self._may_lose(plan, await self._together.loss(plan.value.plan.id))
+        elif loss.records_unknown:
+            await self._hold(loss)
             return None
         parts.say(Role.OPENING, f"bringing {choice.length} segments of history home")
         head, tail = await bring_home(parts.stores, heads, fence, parts.region, starts, choice)
         await self._catch_up_view(tail)
-        await self._fork(authority, forks, plan, loss, tail)
+        await self._fork(authority, forks, plan, progress, tail)
         return Opened(head, tail, tuple(heads))
+
+    async def _all_fenced(self, plan_id: str) -> tuple[Seen[Progress], Seen[PlanRecord]]:
+        """Waits until the plan is past ``fence``. Returns what this stream wrote down, and the plan.
+
+        Raises FenceLost, Conflict when this tenure is over meanwhile."""
+        while True:
+            self._still_ours()
+            authority = await self._authority()
+            plan, mine = await self._plan(authority.value), await self._together.mine(plan_id)
+            if plan is None or plan.value.plan.id != plan_id or mine is None:
+                raise Conflict(f"plan {plan_id} moved on without this stream", hint="looking again")
+            if plan.value.state is not State.FENCING:
+                return mine, plan
+            try:
+                return mine, await self._together.fenced(plan)
+            except Unavailable as waiting:
+                self._parts.say(Role.OPENING, waiting.message)
+            await self._parts.clock.sleep(POLL_SECONDS)
+
+    def _still_ours(self) -> None:
+        """Raises FenceLost, Conflict."""
+        if not self._tenure.may_act():
+            raise FenceLost(f"the right to act ended while opening: {self._tenure.right.lost or 'it ran out'}")
+        if self._tenure.barrier is not None:
+            raise Conflict(f"plan {self._tenure.barrier.plan} is taking over before this epoch opened", hint="step down")
 
     async def _authority(self) -> Seen[Authority]:
         authority = await read(self._parts.coordinator, self._parts.keys.authority, Authority)
@@ -141,42 +169,6 @@ class Opening:
 
     # ------------------------------------------------------------------------------------------------- promotion
 
-    async def _fenced(self, plan: Seen[PlanRecord], heads: Mapping[str, Head], unfenced: Mapping[str, str]) -> Seen[PlanRecord]:
-        """Step ``fence`` is complete: the stores are, and the TXT record is raised so that a predecessor's batch fails."""
-        parts, fence = self._parts, self._tenure.fence
-        started = plan.value.authorized_at
-        zone = await self._raise_zone()
-        now = parts.clock.wall()
-        names = ", ".join(sorted(heads))
-        sentence = f"epoch {fence.epoch} fences {names}" + (f"; not {', '.join(unfenced)}" if unfenced else "") + f"; {zone}"
-        entry = JournalEntry(plan.value.plan.id, "fence", started, now, parts.instance, fence.epoch, sentence)
-        catch_up = JournalEntry(
-            plan.value.plan.id, "catch-up", now, 0.0, parts.instance, fence.epoch, "choosing the longest history"
-        )
-        return await parts.book.transition(
-            plan,
-            Event.FENCED,
-            sentence,
-            compare=[self._tenure.guard],
-            also=[
-                Put(parts.keys.journal(entry.plan, "fence"), encode(entry)),
-                Put(parts.keys.journal(entry.plan, "catch-up"), encode(catch_up)),
-            ],
-            change=lambda record: replace(record, epoch=fence.epoch),
-        )
-
-    async def _raise_zone(self) -> str:
-        """Raises the TXT alone. A zone that does not answer delays nothing here: step ``route`` needs it and will wait."""
-        traffic, fence = self._parts.traffic, self._tenure.fence
-        try:
-            seen = await traffic.read()
-            if seen.epoch > fence.epoch:
-                raise FenceLost(f"the zone knows epoch {seen.epoch}, ours is {fence.epoch}", epoch=seen.epoch)
-            await traffic.change(fence, seen, seen.weights)
-        except (Unavailable, Conflict, Refused) as error:
-            return f"the zone is not raised yet ({error.message})"
-        return f"the zone is raised to {fence.epoch}"
-
     async def _loss(self, plan: Seen[PlanRecord] | None, forks: Forks, heads: Mapping[str, Head]) -> Loss:
         parts, stream = self._parts, self._tenure.fence.stream
         report = await read(parts.coordinator, parts.keys.report(stream), StreamReport)
@@ -190,20 +182,22 @@ class Opening:
         tails = report.unreplicated if report else ()
         return {tail.agent for tail in tails if self._parts.view.has(tail.agent, tail.last_id) is not None}
 
-    async def _may_lose(self, plan: Seen[PlanRecord] | None, loss: Loss) -> Seen[PlanRecord] | None:
-        """The plan whose approvals cover ``loss``. Without a plan nothing may be lost; None when it must be waited for."""
+    async def _hold(self, loss: Loss) -> None:
+        """Without a plan nothing may be lost: waits for the store, or for people who plan a failover."""
         parts = self._parts
-        if plan is None:
-            if loss.records_unknown:
-                parts.say(
-                    Role.HOLDING, f"holding: {loss.basis}; bring that store back, or plan a failover and approve the loss"
-                )
-                await self._page(f"{parts.region} holds: acknowledged records may be out of reach", loss.basis)
-            return None
+        parts.say(Role.HOLDING, f"holding: {loss.basis}; bring that store back, or plan a failover and approve the loss")
+        await self._page(f"{parts.region} holds: acknowledged records may be out of reach", loss.basis)
+
+    async def _may_lose(self, plan: Seen[PlanRecord], loss: Loss) -> Seen[PlanRecord]:
+        """The plan whose approvals cover ``loss``, which is the whole group's. The lead's holder asks people; the others wait
+        for what it writes. Raises Unavailable while the loss is not approved."""
+        parts = self._parts
         record = plan.value
         problem = loss_is_approved(record, loss)
         if problem is None:
             return plan
+        if not self._together.leads:
+            raise Unavailable(f"holding: {problem}", hint=f"drctl plan show {record.plan.id}")
         amended = approvable(record, parts.book.plan_ttl_seconds)
         approvals = await parts.book.approvals(record.plan.id)
         judged = parts.book.judge(amended, [found.value for found in approvals], minimum_left_seconds=2 * parts.ttl_seconds)
@@ -260,12 +254,17 @@ class Opening:
                 raise FenceLost("the right to act ended while the view caught up")
 
     async def _fork(
-        self, authority: Seen[Authority], forks: Seen[Forks] | None, plan: Seen[PlanRecord] | None, loss: Loss, tail: Tail
+        self,
+        authority: Seen[Authority],
+        forks: Seen[Forks] | None,
+        plan: Seen[PlanRecord] | None,
+        progress: Seen[Progress] | None,
+        tail: Tail,
     ) -> None:
         """Records where the epoch begins: from now on everything older at or above that place is not history.
 
-        One transaction, guarded by the holder key; inside a promotion it is the one that ends ``catch-up``, so that the loss
-        is recorded together with the fork that makes it final.
+        One transaction, guarded by the holder key. Inside a promotion it compares the plan under which the loss was approved,
+        and writes the loss down together with the fork that makes it final.
         """
         parts, fence = self._parts, self._tenure.fence
         key = parts.keys.forks(fence.stream)
@@ -278,41 +277,27 @@ class Opening:
             Compare.modified(key, forks.revision) if forks else Compare.absent(key),
             Compare.modified(parts.keys.authority, authority.revision),
         ]
-        if plan is None:
-            result = await parts.book.audit.commit(
-                compare,
-                [Put(key, encode(opened))],
-                at=parts.clock.wall(),
-                actor=f"{parts.region}/{parts.instance}",
-                action="epoch-opened",
-                subject=fence.stream,
-                detail={"epoch": fence.epoch, "first_seq": tail.seq + 1},
-            )
-            if not result.succeeded:
-                raise Conflict("something changed while the epoch was opening", hint="trying again")
-            return
-        planned = plan.value.plan.kind is not PlanKind.FAILOVER
-        now = parts.clock.wall()
-        started = await read(parts.coordinator, parts.keys.journal(plan.value.plan.id, "catch-up"), JournalEntry)
-        sentence = f"history of {tail.seq} segments; {_said(loss, planned)}"
-        entry = JournalEntry(
-            plan.value.plan.id,
-            "catch-up",
-            started.value.started_at if started else now,
-            now,
-            parts.instance,
-            fence.epoch,
-            sentence,
-            {"seq": tail.seq, "loss": canonical(loss)},
+        then: list[Operation] = [Put(key, encode(opened))]
+        detail: dict[str, object] = {"epoch": fence.epoch, "first_seq": tail.seq + 1}
+        if plan is not None and progress is not None:
+            compare += [
+                Compare.modified(plan.item.key, plan.revision),
+                Compare.modified(progress.item.key, progress.revision),
+            ]
+            now = replace(progress.value, epoch=fence.epoch, open=True, first_seq=tail.seq + 1)
+            then.append(Put(progress.item.key, encode(now)))
+            detail |= {"plan": now.plan, "loss": canonical(now.loss)}
+        result = await parts.book.audit.commit(
+            compare,
+            then,
+            at=parts.clock.wall(),
+            actor=f"{parts.region}/{parts.instance}",
+            action="epoch-opened",
+            subject=fence.stream,
+            detail=detail,
         )
-        await parts.book.transition(
-            plan,
-            Event.CAUGHT_UP,
-            sentence,
-            compare=compare,
-            also=[Put(key, encode(opened)), Put(parts.keys.journal(entry.plan, "catch-up"), encode(entry))],
-            change=lambda record: replace(record, final_loss=loss, epoch=fence.epoch),
-        )
+        if not result.succeeded:
+            raise Conflict("something changed while the epoch was opening", hint="trying again")
 
 
 def etcd_forgot(heads: Mapping[str, Head], forks: tuple[EpochStart, ...]) -> str | None:
@@ -330,9 +315,3 @@ def etcd_forgot(heads: Mapping[str, Head], forks: tuple[EpochStart, ...]) -> str
                 f"lost or restored from an old snapshot"
             )
     return None
-
-
-def _said(loss: Loss, planned: bool) -> str:
-    if loss.exact:
-        return "nothing acknowledged is lost" + (" (the old holder drained)" if planned else "")
-    return f"at most {loss.seconds:.1f} s and {loss.records} reported records (plus unknown) are lost"

@@ -71,7 +71,8 @@ class Promotion:
     pager: Pager
     view: View
     fleet: Fleet
-    home_head: Callable[[], Awaitable[Head]]
+    home_head: Callable[[str], Awaitable[Head]]
+    streams: tuple[str, ...]
     policy: PromotionPolicy
     instance: str
     close_incidents: Callable[[str], Awaitable[None]]
@@ -79,6 +80,8 @@ class Promotion:
     """plan → id of the DNS change that this instance made, to ask whether it is in sync."""
     since: dict[str, float] = field(default_factory=dict)
     """plan and step → our monotonic time at which this instance first tried it."""
+    heads: dict[str, Head] = field(default_factory=dict)
+    """Plan and stream → the home store's head when this instance first verified it: other streams' holders go on writing."""
     told: set[str] = field(default_factory=set)
     """What people were told of."""
 
@@ -152,17 +155,32 @@ class Promotion:
 
     async def _verify(self, record: PlanRecord) -> tuple[str, Mapping[str, object]]:
         """The warm copy is the history that was opened, and every agent's newest checkpoint decodes from it."""
-        head = await self.home_head()
-        seq, chain = self.view.position(head.stream)
-        if seq < head.seq or self.view.chain_at(head.stream, head.seq) != head.chain:
-            raise Unavailable(f"the view is at segment {seq}, the store at {head.seq}", hint="it catches up by itself")
+        heads = [await self._verified_head(record.plan.id, stream) for stream in self.streams]
         agents = [agent for agent in self.view.agents() if agent.latest_kind not in (Kind.CANARY, Kind.OPENING)]
         missing = [agent.agent for agent in agents if agent.latest_id and self.view.restorable(agent.agent) is None]
         checked = len(agents) - len(missing)
-        sentence = f"{checked} agents restorable up to segment {head.seq}"
+        reached = f"{heads[0].seq}" if len(heads) == 1 else ", ".join(f"{head.seq} ({head.stream})" for head in heads)
+        sentence = f"{checked} agents restorable up to segment {reached}"
         if missing:
             sentence += f"; {len(missing)} have no checkpoint yet"
-        return sentence, {"agents": len(agents), "restorable": checked, "seq": head.seq, "chain": chain}
+        data: dict[str, object] = {"agents": len(agents), "restorable": checked, "seq": heads[0].seq, "chain": heads[0].chain}
+        if len(heads) > 1:
+            data["streams"] = {head.stream: {"seq": head.seq, "chain": head.chain} for head in heads}
+        return sentence, data
+
+    async def _verified_head(self, plan: str, stream: str) -> Head:
+        """The home store's head of one stream, once the view has it. Raises Unavailable until then."""
+        head = self.heads.get(f"{plan}/{stream}")
+        if head is None:
+            head = self.heads[f"{plan}/{stream}"] = await self.home_head(stream)
+        seq, _ = self.view.position(stream)
+        if seq < head.seq or self.view.chain_at(stream, head.seq) != head.chain:
+            if seq >= head.seq:
+                del self.heads[f"{plan}/{stream}"]  # another history: look at the store anew
+            raise Unavailable(
+                f"the view of {stream} is at segment {seq}, the store at {head.seq}", hint="it catches up by itself"
+            )
+        return head
 
     async def _resume(self, record: PlanRecord) -> tuple[str, Mapping[str, object]]:
         summary = await self.fleet.resume_all(self.policy.resume_agents_per_second)

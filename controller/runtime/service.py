@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller.domain.model import (
+    Ack,
     AgentSeen,
     Authority,
     Beat,
@@ -225,6 +226,24 @@ class ControllerService(Protocol):
 
     async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
         """Acknowledges each frame when it is committed in the copies it asked for. Raises NotActive, FenceLost, Unavailable."""
+        ...
+
+    async def peer_ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
+        """Agents' records that another instance of the region received. Takes those of streams that are held here; never hands
+        any on. Raises NotActive when none is."""
+        ...
+
+    async def peer_write(self, region: str, instance: str, epoch: int, frames: Sequence[Frame]) -> tuple[Ack, ...]:
+        """Tasks and assignments from the lead's holder. Raises FenceLost unless etcd says that this is who sends them."""
+        ...
+
+    def peer_positions(self) -> Mapping[str, int]:
+        """The streams that are served here, with the last segment of each."""
+        ...
+
+    async def settle(self, agent: str | None = None) -> None:
+        """Returns when this copy has all that was acknowledged of the agent (None: of all) before the call. Raises NotActive,
+        Unavailable."""
         ...
 
     async def beat(self, beat: Beat) -> BeatAnswer: ...

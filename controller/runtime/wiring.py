@@ -18,6 +18,7 @@ from controller.ports import Clock, Pager
 from controller.runtime.active import Ports
 from controller.runtime.documents import Keys
 from controller.runtime.evidence import Outside
+from controller.runtime.peers import HttpPeers
 from controller.settings import Settings
 
 
@@ -53,6 +54,8 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
         stack.push_async_callback(store.close)
         stores[region] = store
     traffic = settings.traffic
+    peers = HttpPeers(settings.stream.ack_timeout_seconds + 2 * aws.call_timeout_seconds)
+    stack.push_async_callback(peers.close)
     return Ports(
         coordinator=coordinator,
         stores=stores,
@@ -70,6 +73,7 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
         pager=_pager(settings),
         clock=clock,
         new_id=_new_plan_id,
+        peers=peers,
     )
 
 

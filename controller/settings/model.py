@@ -64,7 +64,11 @@ class RegionSettings(Section):
 class StreamSettings(Section):
     """Segments and how they travel."""
 
-    streams: Count = Field(1, le=1024, description="number of streams of the group; only 1 is built yet")
+    streams: Count = Field(
+        1,
+        le=64,
+        description="streams that agents are spread over, shared out among a region's instances; fixed for the group's life",
+    )
     prefix: values.ObjectPrefix = Field("dr", description="object keys of all groups begin with this path")
     copies: Count = Field(1, description="region stores that must hold a record before it is acknowledged")
     flush_seconds: Seconds = Field(

@@ -95,9 +95,6 @@ def _region_rules(settings: Settings) -> Iterator[Problem]:
 
 def _stream_rules(settings: Settings) -> Iterator[Problem]:
     stream, rpo = settings.stream, settings.rpo
-    if stream.streams != 1:
-        rule = "must be 1: sharing several streams out among a region's instances is not built yet"
-        yield Problem(("stream.streams",), str(stream.streams), rule, "found one group for each share of the agents")
     if stream.copies > len(settings.regions):
         rule = f"must be at most the number of regions ({len(settings.regions)})"
         yield Problem(("stream.copies", "regions"), str(stream.copies), rule, "2 survives the loss of any one region")

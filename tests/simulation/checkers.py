@@ -44,6 +44,7 @@ class Violation(AssertionError):
 class Live:
     """The live history of the stream: what the recorded forks and the stores say together."""
 
+    stream: str
     starts: tuple[EpochStart, ...]
     length: int
     bodies: dict[tuple[str, str], bytes]
@@ -55,29 +56,33 @@ def _owner(starts: tuple[EpochStart, ...], seq: int) -> int:
     return max((start.epoch for start in starts if start.first_seq <= seq), default=0)
 
 
-def recorded_forks(world: World) -> tuple[EpochStart, ...]:
-    item = world.cluster._items.get(world.keys.forks(STREAM))
+def recorded_forks(world: World, stream: str) -> tuple[EpochStart, ...]:
+    item = world.cluster._items.get(world.keys.forks(stream))
     recorded = decode(Forks, item.value).starts if item is not None else ()
     if world.history.restored:  # etcd may have forgotten: the greatest (epoch of the last segment, seq) in the stores wins
-        heads = [server.head(STREAM) for server in world.servers.values()]
+        heads = [server.head(stream) for server in world.servers.values()]
         best = max(heads, key=lambda head: (head.last_epoch, head.seq))
         if best.last_epoch > max((start.epoch for start in recorded), default=0):
             return best.epochs
     return recorded
 
 
-def live_history(world: World, without: str = "") -> Live:
+def live_histories(world: World) -> list[Live]:
+    return [live_history(world, stream=stream) for stream in world.streams]
+
+
+def live_history(world: World, without: str = "", stream: str = STREAM) -> Live:
     """Walks from segment 1 on: the segment of the recorded owner that follows the chain, as far as some store committed it.
 
     ``without``: a region whose store is not looked at, as if it had been lost this moment."""
-    starts = recorded_forks(world)
+    starts = recorded_forks(world, stream)
     regions = [region for region in world.servers if region != without]
-    heads = [world.servers[region].head(STREAM) for region in regions]
+    heads = [world.servers[region].head(stream) for region in regions]
     chain, chains = GENESIS, [GENESIS]
     bodies: dict[tuple[str, str], bytes] = {}
     seq = 0
     while True:
-        ref = SegmentRef(STREAM, seq + 1, _owner(starts, seq + 1))
+        ref = SegmentRef(stream, seq + 1, _owner(starts, seq + 1))
         committed = [
             region
             for region, head in zip(regions, heads, strict=True)
@@ -85,7 +90,7 @@ def live_history(world: World, without: str = "") -> Live:
         ]
         found = next((f for f in (_readable(world, region, ref, chain) for region in committed) if f is not None), None)
         if found is None:
-            return Live(starts, seq, bodies, tuple(chains))
+            return Live(stream, starts, seq, bodies, tuple(chains))
         segment, data = found
         chain = next_chain(chain, data)
         chains.append(chain)
@@ -110,7 +115,8 @@ def _kept(live: Live, ack: AckSeen) -> bool:
 
 
 def lost_acks(world: World, live: Live) -> list[AckSeen]:
-    return [ack for ack in world.acks if not _kept(live, ack)]
+    """Of the agents of that stream."""
+    return [ack for ack in world.acks if ack.stream == live.stream and not _kept(live, ack)]
 
 
 # ------------------------------------------------------------------------------------------------------------- checkers
@@ -124,22 +130,34 @@ def one_active(world: World) -> None:
 
 def nothing_lost(world: World) -> None:
     """Nothing that was acknowledged with two copies or more is missing or different in the live history."""
-    live = live_history(world)
-    for ack in lost_acks(world, live):
-        if ack.copies >= 2:
-            there = (ack.agent, ack.id) in live.bodies
-            raise Violation(
-                "nothing-lost",
-                f"{ack.agent} {ack.id}, acknowledged with {ack.copies} copies in segment {ack.seq} of epoch {ack.epoch}, is "
-                f"{'different' if there else 'missing'}; forks {live.starts}, length {live.length}",
-            )
+    for live in live_histories(world):
+        for ack in lost_acks(world, live):
+            if ack.copies >= 2:
+                there = (ack.agent, ack.id) in live.bodies
+                raise Violation(
+                    "nothing-lost",
+                    f"{ack.agent} {ack.id}, acknowledged with {ack.copies} copies in segment {ack.seq} of epoch {ack.epoch} of "
+                    f"{live.stream}, is {'different' if there else 'missing'}; forks {live.starts}, length {live.length}",
+                )
 
 
 def promised_loss(world: World) -> None:
     """What was lost is covered by an approved plan: its kind, its seconds, its number of records."""
-    live = live_history(world)
+    by_plan: dict[str, list[AckSeen]] = {}
+    for live in live_histories(world):
+        for plan, lost in _promised(world, live).items():
+            by_plan.setdefault(plan, []).extend(lost)
+    for plan, lost in by_plan.items():
+        records = [entry.under or (entry.plan[1] if entry.plan else None) for entry in world.history.transactions]
+        approved = next(r.plan.evidence.loss for r in reversed(records) if r is not None and r.plan.id == plan)
+        if len(lost) > approved.records and not approved.records_unknown:
+            raise Violation("promised-loss", f"plan {plan} lost {len(lost)} records in all, approved were {approved.records}")
+
+
+def _promised(world: World, live: Live) -> dict[str, list[AckSeen]]:
+    """One stream's part of it. Returns what was lost under which plan."""
     by_opening: dict[int, list[AckSeen]] = {}
-    openings = world.history.openings()
+    openings = world.history.openings(live.stream)
     for ack in lost_acks(world, live):
         cutting = next((e for _, e, first in openings if e > ack.epoch and first <= ack.seq), None)
         if cutting is None:
@@ -149,17 +167,22 @@ def promised_loss(world: World) -> None:
         by_opening.setdefault(cutting, []).append(ack)
     for entry, epoch, _ in openings:
         _covered(world, entry, epoch, by_opening.get(epoch, []))
+    return {
+        entry.under.plan.id: by_opening[epoch]
+        for entry, epoch, _ in openings
+        if epoch in by_opening and entry.under is not None
+    }
 
 
 def _covered(world: World, entry: Transaction, epoch: int, lost: list[AckSeen]) -> None:
-    record = entry.plan[1] if entry.plan is not None else None
+    before, progress = entry.progress or (None, None)
+    record = entry.under if before is None or not before.open else None  # opened again: nothing more may be lost
     if record is None:
         if lost:
             raise Violation("promised-loss", f"epoch {epoch} opened without a plan and lost {len(lost)} acknowledged records")
         return
-    approved, final = record.plan.evidence.loss, record.final_loss
-    if final is None:
-        raise Violation("promised-loss", f"plan {record.plan.id} opened epoch {epoch} and does not say what was lost")
+    assert progress is not None
+    approved, final = record.plan.evidence.loss, progress.loss
     bound = approved.seconds + record.plan.tolerance_seconds
     if final.seconds > bound + EPSILON:
         raise Violation(
@@ -182,7 +205,7 @@ def _covered(world: World, entry: Transaction, epoch: int, lost: list[AckSeen]) 
 
 def received_at(world: World, ack: AckSeen) -> float:
     for server in world.servers.values():
-        ref = SegmentRef(STREAM, ack.seq, ack.epoch)
+        ref = SegmentRef(ack.stream, ack.seq, ack.epoch)
         if ref in server.objects:
             for one in decode_segment(server.objects[ref].data).frames:
                 if (one.record.agent, one.record.id) == (ack.agent, ack.id):
@@ -195,31 +218,35 @@ def stores_whole(world: World) -> None:
 
     A store that the newest epoch has fenced and that nobody is bringing along any more is a prefix of the live history.
     """
-    live = live_history(world)
-    newest = live.starts[-1].epoch if live.starts else 0
-    for region, server in world.servers.items():
-        head = server.head(STREAM)
-        _chained(region, world, head)
-        _accounted(region, world, head)
-        if head.epoch >= newest > 0 and head.last_epoch == newest and live.chains[head.seq : head.seq + 1] != (head.chain,):
-            raise Violation("stores-whole", f"{region} is at segment {head.seq} with another chain than the live history")
+    for live in live_histories(world):
+        newest = live.starts[-1].epoch if live.starts else 0
+        for region, server in world.servers.items():
+            head = server.head(live.stream)
+            _chained(region, world, head)
+            _accounted(region, world, head)
+            if head.epoch >= newest > 0 and head.last_epoch == newest and live.chains[head.seq : head.seq + 1] != (head.chain,):
+                raise Violation(
+                    "stores-whole",
+                    f"{region} is at segment {head.seq} of {live.stream} with another chain than the live history",
+                )
 
 
 def stores_are_prefixes(world: World) -> None:
     """For a world that has settled: every store is a prefix of the live history, as long as it but for what is under way."""
-    live = live_history(world)
-    for region, server in world.servers.items():
-        head = server.head(STREAM)
-        if live.chains[head.seq : head.seq + 1] != (head.chain,):
-            raise Violation("stores-are-prefixes", f"{region} at segment {head.seq} is no prefix of the live history")
-        if head.seq + UNDER_WAY_SEGMENTS < live.length:
-            raise Violation("stores-are-prefixes", f"{region} is at segment {head.seq} of {live.length} and stays there")
+    for live in live_histories(world):
+        for region, server in world.servers.items():
+            head = server.head(live.stream)
+            where = f"{region} at segment {head.seq} of {live.stream}"
+            if live.chains[head.seq : head.seq + 1] != (head.chain,):
+                raise Violation("stores-are-prefixes", f"{where} is no prefix of the live history")
+            if head.seq + UNDER_WAY_SEGMENTS < live.length:
+                raise Violation("stores-are-prefixes", f"{where} stays there; the live history has {live.length}")
 
 
 def _chained(region: str, world: World, head: Head) -> None:
     server, chain = world.servers[region], GENESIS
     for seq in range(1, head.seq + 1):
-        ref = SegmentRef(STREAM, seq, head.owner(seq))
+        ref = SegmentRef(head.stream, seq, head.owner(seq))
         if ref not in server.objects:
             raise Violation("stores-whole", f"{region}: segment {ref.key} is committed and not there")
         data = server.objects[ref].data
@@ -233,15 +260,15 @@ def _chained(region: str, world: World, head: Head) -> None:
 
 def _accounted(region: str, world: World, head: Head) -> None:
     salvaged = {
-        SegmentRef(STREAM, seq, _owner(cut.epochs, seq))
+        SegmentRef(head.stream, seq, _owner(cut.epochs, seq))
         for cut in head.salvage
         for seq in range(cut.first_seq, cut.last_seq + 1)
     }
     for moved in world.history.heads:
-        if moved.region != region or moved.after.seq <= moved.before.seq:
+        if (moved.region, moved.after.stream) != (region, head.stream) or moved.after.seq <= moved.before.seq:
             continue
         for seq in range(moved.before.seq + 1, moved.after.seq + 1):
-            ref = SegmentRef(STREAM, seq, moved.after.owner(seq))
+            ref = SegmentRef(head.stream, seq, moved.after.owner(seq))
             if seq <= head.seq and head.owner(seq) == ref.epoch:
                 continue
             if ref not in salvaged:
@@ -276,7 +303,7 @@ def dns_safe(world: World) -> None:
     epoch changed them."""
     regions: dict[int, set[str]] = {}
     for entry in world.history.transactions:
-        if entry.holder is not None:
+        if entry.holder is not None and entry.holder.stream == STREAM:  # nobody but the lead's holder touches the zone
             regions.setdefault(entry.holder.epoch, set()).add(entry.holder.region)
     epoch, before = 0, dict[str, int]()
     for version in world.zone.history:
@@ -405,14 +432,15 @@ def _decides(entry: Transaction) -> str:
 
 
 def acks_within_right(world: World) -> None:
-    """Nobody acknowledges after its right ended by its own clock, nor after a newer epoch acknowledged."""
-    newest = 0
+    """Nobody acknowledges after its right ended by its own clock, nor after a newer epoch of the stream acknowledged."""
+    newest: dict[str, int] = {}
     for ack in world.acks:
         if ack.late_by >= 0:
             raise Violation("acks-within-right", f"{ack.instance} acknowledged {ack.late_by:.3f} s after its right had ended")
-        if ack.epoch < newest and ack.new:
-            raise Violation("acks-within-right", f"{ack.instance} acknowledged in epoch {ack.epoch} after epoch {newest} did")
-        newest = max(newest, ack.epoch)
+        before = newest.get(ack.stream, 0)
+        if ack.epoch < before and ack.new:
+            raise Violation("acks-within-right", f"{ack.instance} acknowledged in epoch {ack.epoch} after epoch {before} did")
+        newest[ack.stream] = max(before, ack.epoch)
 
 
 def epochs_unique(world: World) -> None:
@@ -432,9 +460,10 @@ def epochs_unique(world: World) -> None:
         owners[entry.holder.epoch] = who
         if entry.authority is None or entry.authority[1].region != entry.holder.region:
             raise Violation("epochs-unique", f"{who} acquired without the authority")
-    epochs = [epoch for _, epoch, _ in world.history.openings()]
-    if epochs != sorted(set(epochs)):
-        raise Violation("epochs-unique", f"epochs were opened in the order {epochs}")
+    for stream in world.streams:
+        epochs = [epoch for _, epoch, _ in world.history.openings(stream)]
+        if epochs != sorted(set(epochs)):
+            raise Violation("epochs-unique", f"epochs of {stream} were opened in the order {epochs}")
 
 
 def authority_before_people(world: World) -> None:
@@ -450,6 +479,31 @@ def authority_before_people(world: World) -> None:
                 raise Violation("barrier-approved", f"its barrier: {violation}") from violation
 
 
+def together(world: World) -> None:
+    """In a promotion no stream opens before all are fenced, nor while the losses added up exceed what people approved."""
+    for entry, epoch, _ in world.history.openings():
+        if entry.progress is None or entry.under is None or (entry.progress[0] is not None and entry.progress[0].open):
+            continue
+        plan, stream = entry.under.plan, entry.progress[1].stream
+        missing = set(world.streams) - set(entry.everyone)
+        if missing or entry.under.state not in (State.CATCHING_UP, State.HOLDING):
+            raise Violation(
+                "together", f"{stream} opened epoch {epoch} in state {entry.under.state.value}; not fenced: {sorted(missing)}"
+            )
+        losses = [found.loss for found in entry.everyone.values()]
+        seconds, records = max(loss.seconds for loss in losses), sum(loss.records for loss in losses)
+        approved = plan.evidence.loss
+        if seconds > approved.seconds + plan.tolerance_seconds or records > approved.records + plan.tolerance_records:
+            raise Violation("together", f"{stream} opened epoch {epoch}: {seconds:.1f} s and {records} records are lost in all")
+
+
+def left_alone(world: World) -> None:
+    """While a plan is under way nobody gives a stream up, but to die or to drain for it."""
+    for at, who, stream, plan in world.given_up:
+        if plan:
+            raise Violation("left-alone", f"{at:.2f}: {who} gave {stream} up while plan {plan} was under way")
+
+
 CHECKERS: dict[str, Callable[[World], None]] = {
     "one-active": one_active,
     "nothing-lost": nothing_lost,
@@ -463,6 +517,8 @@ CHECKERS: dict[str, Callable[[World], None]] = {
     "audit-whole": audit_whole,
     "acks-within-right": acks_within_right,
     "epochs-unique": epochs_unique,
+    "together": together,
+    "left-alone": left_alone,
 }
 
 
@@ -499,13 +555,11 @@ async def settle(world: World, seconds: float = 90.0) -> None:
     await asyncio.sleep(0)
 
     def level() -> bool:
-        actives = world.actives()
-        if len(actives) != 1:
+        serving = world.serving()
+        if set(serving) != set(world.streams):
             return False
-        writer: Any = actives[0].controller._lead.writer if actives[0].controller._lead else None
-        if writer is None:
-            return False
-        return all(pump.attached and pump.seq >= writer.seq - 2 for pump in writer.pumps.values())
+        writers: list[Any] = [instance.controller._actives[stream].writer for stream, instance in serving.items()]
+        return all(pump.attached and pump.seq >= writer.seq - 2 for writer in writers for pump in writer.pumps.values())
 
     await world.until(level, seconds, "one active instance and level stores")
     await world.wait(3.0)

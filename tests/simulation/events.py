@@ -14,7 +14,8 @@ from controller.adapters.memory.coordinator import MemoryCluster
 from controller.adapters.memory.region_store import MemoryStore
 from controller.domain.approval import Approval
 from controller.domain.model import Authority, Forks, Head, Holder, SegmentRef
-from controller.domain.promotion import PlanRecord
+from controller.domain.promotion import PlanRecord, Progress
+from controller.domain.sharing import stream_of
 from controller.errors import Corrupt
 from controller.lab.virtual_time import VirtualClock
 from controller.ports import Compare, Item, Operation, Put, TxnResult
@@ -53,6 +54,8 @@ class Transaction:
     at: float
     authority: tuple[Authority | None, Authority] | None = None
     forks: tuple[Forks | None, Forks] | None = None
+    stream: str = ""
+    """Whose forks they are."""
     plan: tuple[PlanRecord | None, PlanRecord] | None = None
     """The plan that it was about: the one that the authority goes by, if it moved."""
     also: tuple[tuple[PlanRecord | None, PlanRecord], ...] = ()
@@ -62,6 +65,12 @@ class Transaction:
     """Audit entries that it wrote."""
     approvals: tuple[Approval, ...] = ()
     """Everything that was signed for ``plan`` at that moment."""
+    progress: tuple[Progress | None, Progress] | None = None
+    """What it says of its stream's part in a plan."""
+    under: PlanRecord | None = None
+    """The plan of ``progress`` as it was before this."""
+    everyone: Mapping[str, Progress] = field(default_factory=dict)
+    """What the holders of all streams had written down for that plan before this."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class AckSeen:
     new: bool
     stamp_error: float = 0.0
     """Seconds that the holder's stamps are ahead of the world's clock."""
+    stream: str = "s00"
 
     def __iter__(self) -> Iterator[Any]:
         """(when, agent, id, copies asked for, body): what most tests need."""
@@ -104,6 +114,7 @@ class History:
     restored: bool = False
     """etcd was restored from a backup: the audit before it may be shorter than what was recorded here."""
     count: int = 0
+    streams: int = 1
 
     def next(self) -> int:
         self.count += 1
@@ -143,14 +154,15 @@ class History:
                 sent_at,
                 new,
                 stamp_error,
+                stream_of(agent, self.streams),
             )
         )
 
-    def openings(self) -> list[tuple[Transaction, int, int]]:
-        """(transaction, epoch, first seq) of every epoch that was opened, in order."""
+    def openings(self, stream: str = "") -> list[tuple[Transaction, int, int]]:
+        """(transaction, epoch, first seq) of every epoch that was opened, in order; of one stream, if it is named."""
         found = []
         for entry in self.transactions:
-            if entry.forks is None:
+            if entry.forks is None or stream not in ("", entry.stream):
                 continue
             before, after = entry.forks
             known = {start.epoch for start in before.starts} if before else set()
@@ -204,7 +216,8 @@ class RecordingCluster(MemoryCluster):
         history, keys = self._history, self._history.keys
         audits = [key for key in puts if key.startswith(keys.audits)]
         history.rewritten_audits += [key for key in audits if key in before]
-        authority = forks = holder = None
+        authority = forks = holder = progress = None
+        stream = ""
         plans: list[tuple[PlanRecord | None, PlanRecord]] = []
         for key, value in puts.items():
             old = before.get(key)
@@ -214,6 +227,9 @@ class RecordingCluster(MemoryCluster):
                 authority = (_decoded(Authority, old), decode(Authority, value))
             elif key.startswith(keys.forks("")):
                 forks = (_decoded(Forks, old), decode(Forks, value))
+                stream = key.rsplit("/", 1)[1]
+            elif key.startswith(keys.progress("", "").rstrip("/")):
+                progress = (_decoded(Progress, old), decode(Progress, value))
             elif key.startswith(keys.plans):
                 plans.append((_decoded(PlanRecord, old), decode(PlanRecord, value)))
             elif key.startswith(keys.holders):
@@ -226,19 +242,30 @@ class RecordingCluster(MemoryCluster):
             prefix = keys.approvals(plans[0][1].plan.id)
             found = [_decoded(Approval, item) for key, item in self._items.items() if key.startswith(prefix)]
             approvals = tuple(approval for approval in found if approval is not None)
+        under, everyone = self._plan_of(before, progress[1].plan) if progress else (None, {})
         history.transactions.append(
             Transaction(
                 history.next(),
                 history.clock.wall(),
                 authority,
                 forks,
+                stream,
                 plans[0] if plans else None,
                 tuple(plans[1:]),
                 holder,
                 len(audits),
                 approvals,
+                progress,
+                under,
+                everyone,
             )
         )
+
+    def _plan_of(self, before: Mapping[str, Item], plan: str) -> tuple[PlanRecord | None, dict[str, Progress]]:
+        keys = self._history.keys
+        prefix = keys.progress(plan, "")
+        documents = [_decoded(Progress, item) for key, item in before.items() if key.startswith(prefix)]
+        return _decoded(PlanRecord, before.get(keys.plan(plan))), {found.stream: found for found in documents if found}
 
 
 def _decoded(kind: type[T], item: Item | None) -> T | None:

@@ -15,9 +15,9 @@ import asyncio
 import contextvars
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,8 +28,9 @@ from controller.adapters.memory.pager import MemoryPager
 from controller.adapters.memory.region_store import MemoryRegionStore
 from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
 from controller.domain.approval import NAMESPACE, statement
-from controller.domain.model import Ack, Authority, Frame, Holder, Role
+from controller.domain.model import Ack, Authority, Fence, Frame, Holder, IngestAnswer, Role
 from controller.domain.promotion import PlanRecord, State
+from controller.domain.sharing import stream_names, stream_of
 from controller.errors import DrError, Unavailable
 from controller.lab.virtual_time import VirtualClock
 from controller.ports import Clock, RegionStore
@@ -69,7 +70,7 @@ def settings_for(region: str, instance: str, keys_dir: Path, **changes: Any) -> 
                 "bucket": f"dr-{name}",
                 "table": f"dr-{name}",
                 "addresses": [f"127.0.{number}.1"],
-                "controllers": [f"http://127.0.{number}.1:8080"],
+                "controllers": [f"http://{letter}.{name}.invalid:8080" for letter in "ab"],
                 "priority": number,
             }
             for number, name in enumerate(REGIONS, start=1)
@@ -158,6 +159,45 @@ class Instance:
     def acts(self) -> bool:
         return self.alive and self.controller.may_act()
 
+    def serves(self) -> frozenset[str]:
+        """Streams that it would take records for now."""
+        actives = self.controller._actives if self.alive else {}
+        return frozenset(stream for stream, active in actives.items() if active.acts())
+
+
+class WorldPeers:
+    """The way to other instances: a call that dies and freezes with the one that is asked, and takes as long as roads take."""
+
+    def __init__(self, world: World, me: Instance) -> None:
+        self._world = world
+        self._me = me
+
+    async def _ask(self, address: str, ask: Callable[[Controller], Coroutine[Any, Any, T]]) -> T:
+        world = self._world
+        other = next((i for i in world.instances.values() if address == f"http://{i.name}.{i.region}.invalid:8080"), None)
+        if other is None or not other.alive or self._me.dead or world.is_cut(self._me, other.key):
+            raise Unavailable(f"{address} cannot be reached", hint="a test did it")
+        await asyncio.sleep(world.delay(self._me, other.key))
+        answer = await world.ask(other, ask(other.controller), 5.0)
+        await asyncio.sleep(world.delay(self._me, other.key))
+        return answer
+
+    async def ingest(self, address: str, frames: Sequence[Frame]) -> IngestAnswer:
+        return await self._ask(address, lambda controller: controller.peer_ingest(frames))
+
+    async def write(self, address: str, lead: Fence, frames: Sequence[Frame]) -> tuple[Ack, ...]:
+        who = lead.region, lead.instance, lead.epoch
+        return await self._ask(address, lambda controller: controller.peer_write(*who, frames))
+
+    async def positions(self, address: str) -> Mapping[str, int]:
+        async def look(controller: Controller) -> Mapping[str, int]:
+            return controller.peer_positions()
+
+        return await self._ask(address, look)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
 
 Hook = Callable[[Call], Awaitable[None]]
 
@@ -183,7 +223,10 @@ class World:
         self.keys_dir = keys_dir
         self.changes = changes
         self.keys = Keys("/dr", "sim")
-        self.history = History(self.clock, self.keys)
+        self.streams = stream_names(changes.get("stream", {}).get("streams", 1))
+        self.given_up: list[tuple[float, str, str, str]] = []
+        """(when, who, stream, plan that was under way) of everything that was given up to share it out anew."""
+        self.history = History(self.clock, self.keys, streams=len(self.streams))
         self.cluster: MemoryCluster = RecordingCluster(self.clock, self.history)
         self.servers = {region: RecordingStore(region, self.history) for region in REGIONS}
         self.zone = MemoryZone(NAME, clock=self.clock)
@@ -217,6 +260,7 @@ class World:
         self._checking = checking
         self._ids = itertools.count(1)
         self._lives = itertools.count(1)
+        self._turns = itertools.count(0)
         self.loop.set_task_factory(self._task)
 
     def _task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
@@ -241,7 +285,9 @@ class World:
         if not owner.honest or not owner.acts:
             return
         for other in self.instances.values():
-            if other is not owner and other.honest and other.acts:
+            if other is owner or not other.honest or not other.acts:
+                continue
+            if other.region != owner.region or len(self.streams) == 1 or other.serves() & owner.serves():
                 self.beliefs.append(f"{self.clock.monotonic():.3f}: {owner.key} and {other.key}")
 
     @property
@@ -252,7 +298,14 @@ class World:
     async def found(self) -> None:
         """Founds the group with the first region in authority."""
         await bootstrap_group(
-            self.coordinator, self.clock, prefix="/dr", group="sim", region=HOME, stores=REGIONS, actor="test"
+            self.coordinator,
+            self.clock,
+            prefix="/dr",
+            group="sim",
+            region=HOME,
+            stores=REGIONS,
+            actor="test",
+            streams=len(self.streams),
         )
 
     @property
@@ -301,6 +354,7 @@ class World:
             pager=self.pager,
             clock=clock,
             new_id=lambda: f"plan-{next(self._ids)}",
+            peers=WorldPeers(self, instance),
         )
 
     def _as(self, instance: Instance, coroutine: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
@@ -424,9 +478,20 @@ class World:
         """Instances that would serve an agent now."""
         return [found for found in self.instances.values() if found.acts and not found.stopped]
 
+    def serving(self) -> dict[str, Instance]:
+        """Which instance would take records for which stream now. Two for one are not told apart here: ``check`` does."""
+        return {stream: found for found in self.actives() for stream in found.serves()}
+
     def active_in(self, region: str) -> bool:
-        """Whether exactly one instance serves, and it is in ``region``."""
-        return [found.region for found in self.actives()] == [region]
+        """Whether all streams are served, by instances of ``region`` (one stream: by exactly one)."""
+        regions = [found.region for found in self.actives()]
+        if len(self.streams) == 1:
+            return regions == [region]
+        return set(regions) == {region} and set(self.serving()) == set(self.streams)
+
+    def active_somewhere(self) -> bool:
+        """Whether all streams are served, in one region."""
+        return any(self.active_in(region) for region in REGIONS)
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]], seconds: float, what: str) -> None:
         """Waits (virtually) until the condition holds. Fails with the logs of all controllers."""
@@ -511,23 +576,34 @@ class World:
 
     async def put_to(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes]) -> list[Ack]:
         """Sends records to one instance and remembers what it acknowledged, under which right."""
-        active = instance.controller._lead
-        answer = await self.ask(instance, self._ingest(instance, frames, bodies, active.tenure if active else None))
-        return list(answer)
+        return list(await self.ask(instance, self._ingest(instance, frames, bodies)))
 
-    async def _ingest(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes], tenure: Any) -> Sequence[Ack]:
-        sent_at = self.clock.wall()
+    def _tenures(self) -> dict[tuple[str, int], tuple[Instance, Any]]:
+        """Who holds what, by stream and epoch."""
+        return {
+            (stream, active.tenure.fence.epoch): (instance, active.tenure)
+            for instance in self.instances.values()
+            for stream, active in instance.controller._actives.items()
+        }
+
+    async def _ingest(self, instance: Instance, frames: Sequence[Frame], bodies: Sequence[bytes]) -> Sequence[Ack]:
+        sent_at, began, tenures = self.clock.wall(), instance.clock.monotonic(), self._tenures()
         answer = await instance.controller.ingest(frames)
-        active = instance.controller._lead
-        writer = active.writer if active is not None else None
-        stamp_error = writer.now() - self.clock.wall() if writer is not None else 0.0
+        tenures |= self._tenures()
+        if len(self.streams) > 1 and instance.clock.monotonic() - began >= (answer.holder_seconds or 0.0):
+            return [replace(ack, status="failed") for ack in answer.acks]  # too late, as an agent counts
         for one, body, ack in zip(frames, bodies, answer.acks, strict=True):
             if ack.status in ("acknowledged", "duplicate"):
+                stream = stream_of(one.record.agent, len(self.streams))
+                epoch = answer.epochs.get(stream, answer.epoch)
+                holder, tenure = tenures.get((stream, epoch), (instance, None))
+                writer = holder.controller._actives[stream].writer if stream in holder.controller._actives else None
+                stamp_error = writer.now() - self.clock.wall() if writer is not None else 0.0
                 self.history.acknowledged(
                     instance=instance.key,
                     honest=instance.honest,
-                    epoch=answer.epoch,
-                    late_by=instance.clock.monotonic() - tenure.right.deadline if tenure is not None else 0.0,
+                    epoch=epoch,
+                    late_by=holder.clock.monotonic() - tenure.right.deadline if tenure is not None else 0.0,
                     agent=one.record.agent,
                     record_id=one.record.id,
                     copies=one.record.copies,
@@ -541,7 +617,9 @@ class World:
 
     async def put(self, agent: str, record_id: str, body: bytes, copies: int = 1) -> Ack | None:
         """One put to whoever is active; None when nobody took it."""
-        for instance in self.actives():
+        actives = self.actives()
+        first = next(self._turns) % len(actives) if actives else 0
+        for instance in (*actives[first:], *actives[:first]):
             try:
                 return (await self.put_to(instance, [frame(agent, record_id, "checkpoint", body, copies=copies)], [body]))[0]
             except DrError:
@@ -568,11 +646,11 @@ class World:
         """Founds the group, starts everybody, waits until agents have been served for a while. Returns the active instance."""
         await self.found()
         self.start_all()
-        await self.until(lambda: len(self.actives()) == 1, 20, "one active controller")
+        await self.until(self.active_somewhere, 20, "one active region")
         self.fleet(agents)
         await self.wait(seconds)
-        await self.until(lambda: len(self.actives()) == 1, 20, "one active controller")
-        return self.actives()[0]
+        await self.until(self.active_somewhere, 20, "one active region")
+        return self.serving()[STREAM]
 
     # ---------------------------------------------------------------------------------------------------- people
 

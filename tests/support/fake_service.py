@@ -258,6 +258,9 @@ class FakeService:
             acks.append(Ack(frame.record.agent, frame.record.id, "duplicate" if known else "acknowledged", 1043, 1))
         return IngestAnswer(7, self.right_seconds, tuple(acks))
 
+    async def settle(self, agent: str | None = None) -> None:
+        self._need_active()
+
     async def beat(self, beat: Beat) -> BeatAnswer:
         self._enter("beat")
         self.beats.append(beat)
