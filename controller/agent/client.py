@@ -30,6 +30,7 @@ from controller.agent.errors import NotAllAcknowledged, StaleEpoch
 from controller.agent.rights import BootClock, Clock, Right
 from controller.agent.spool import Letter, Spool
 from controller.domain.model import Ack, AgentSeen, Beat, BeatAnswer, Kind, Record
+from controller.domain.sharing import LEAD
 from controller.errors import DrError, NotFound, OutcomeUnknown, Refused, Unavailable
 
 __all__ = ["ACKNOWLEDGED", "SPOOLED", "AsyncCheckpoints"]
@@ -89,7 +90,9 @@ class AsyncCheckpoints:
         )
         self.right = Right(self._clock)
         self.epoch = 0
-        """Greatest epoch that any answer carried."""
+        """Greatest epoch of the lead stream that any answer carried."""
+        self._epochs: dict[str, int] = {}
+        """The same of the other streams: epochs of different streams are not comparable."""
 
     async def __aenter__(self) -> AsyncCheckpoints:
         if self._delivery.spool is not None and self._delivery.spool.agents():
@@ -168,10 +171,12 @@ class AsyncCheckpoints:
         Such a record is of unknown outcome, and is put again: who holds now says whether it is history.
 
         A host's right is extended only by records that were acknowledged under an assignment: by those the controller knows
-        which host it gave the right to, and does not move that host's agents before it has passed."""
+        which host it gave the right to, and does not move that host's agents before it has passed. A right of 0 extends
+        nothing: it is what another stream's holder than the lead's answers to a host, which the lead alone may lend one."""
         answer = wire.ingest_answer(content, len(attempts))
-        self._see_epoch(answer.epoch)
-        late = self._clock.monotonic() - sent_at - answer.right_seconds
+        self._see_epochs(answer.epochs or {LEAD: answer.epoch})
+        holder_seconds = answer.right_seconds if answer.holder_seconds is None else answer.holder_seconds
+        late = self._clock.monotonic() - sent_at - holder_seconds
         if not late < 0:  # not a number counts as late
             return [_too_late(ack, late) if ack.status in ACKNOWLEDGED else ack for ack in answer.acks]
         settled = [n for ack, n in zip(answer.acks, attempts, strict=True) if ack.status in ACKNOWLEDGED]
@@ -179,14 +184,17 @@ class AsyncCheckpoints:
             self.right.extend(sent_at, answer.right_seconds)
         return answer.acks
 
-    def _see_epoch(self, epoch: int) -> None:
-        if epoch < self.epoch:
-            raise StaleEpoch(
-                f"an answer came under epoch {epoch}, and epoch {self.epoch} was seen before",
-                hint="ask the active controller",
-                epoch=epoch,
-            )
-        self.epoch = epoch
+    def _see_epochs(self, epochs: Mapping[str, int]) -> None:
+        for stream, epoch in epochs.items():
+            known = self.epoch if stream == LEAD else self._epochs.get(stream, 0)
+            if epoch < known:
+                raise StaleEpoch(
+                    f"an answer came under epoch {epoch}, and epoch {known} was seen before",
+                    hint="ask the active controller",
+                    epoch=epoch,
+                )
+        self.epoch = epochs.get(LEAD, self.epoch)
+        self._epochs.update((stream, epoch) for stream, epoch in epochs.items() if stream != LEAD)
 
     # -------------------------------------------------------------------------------------------------------- reading
 
@@ -287,7 +295,7 @@ class AsyncCheckpoints:
             raise Unavailable(f"no controller answered the beat of host {beat.host!a}: {failures}", hint="keep beating")
         best = max(answers, key=lambda answer: (answer.active, answer.epoch))
         if best.active:
-            self._see_epoch(best.epoch)
+            self._see_epochs({LEAD: best.epoch})
             self.right.extend(sent_at, best.right_seconds)
         return best
 

@@ -45,7 +45,7 @@ from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.domain.sharing import LEAD, stream_names
 from controller.errors import Corrupt, DrError, Refused, WrongGroup
-from controller.ports import Page
+from controller.ports import Compare, Page
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.archive import Archive
 from controller.runtime.audit import Audit
@@ -76,6 +76,8 @@ from controller.stream.view import View
 FOLLOW_BUDGET = 64
 FOLLOWED_AT_ONCE = 8
 """Streams that are followed side by side. Also bounds memory: each holds a few segments."""
+
+GIVEN_UP = "stream-given-up"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -383,14 +385,32 @@ class Controller(Desk):
         """Gives one stream up when another instance has too few: never while a plan is under way, and one at a time."""
         assert self._seen is not None
         settled = all(active.serving for active in self._actives.values())
-        if len(self._actives) < 2 or not settled or self._seen.authority.value.barrier is not None:
+        if len(self._actives) < 2 or not settled:
             return None
         stream = self._sharing.too_much()
-        if stream is None or stream not in self._actives or any(not plan.value.ended for plan in await self._book.all()):
+        if stream is None or stream not in self._actives or await self._plan_under_way():
+            return None
+        who, epoch = f"{self._settings.region}/{self._settings.instance}", self._actives[stream].tenure.fence.epoch
+        written = await self._audit.commit(
+            [self._actives[stream].tenure.guard, Compare.modified(self._keys.authority, self._seen.authority.revision)],
+            [],
+            at=self._clock.wall(),
+            actor=who,
+            action=GIVEN_UP,
+            subject=stream,
+            detail={"epoch": epoch, "held": sorted(self._actives), "share": self._sharing.share},
+        )
+        if not written.succeeded or stream not in self._actives:
             return None
         self._sharing.gave_up(stream)
         self._actives[stream].give_up("another instance of this region has fewer streams")
         return f"giving up {stream}: this instance should hold {self._sharing.share} streams"
+
+    async def _plan_under_way(self) -> bool:
+        """Whether a plan may move the fleet: it was made under the present epochs, and is made void by new ones."""
+        assert self._seen is not None
+        barrier = self._seen.authority.value.barrier
+        return barrier is not None or any(not plan.value.ended for plan in await self._book.all())
 
     async def _step_down(self, active: Active, reason: str) -> str:
         """Ends acting: nothing is acknowledged after this, agents are given no more time, and the lease goes back if it may."""

@@ -498,10 +498,17 @@ def together(world: World) -> None:
 
 
 def left_alone(world: World) -> None:
-    """While a plan is under way nobody gives a stream up, but to die or to drain for it."""
-    for at, who, stream, plan in world.given_up:
-        if plan:
-            raise Violation("left-alone", f"{at:.2f}: {who} gave {stream} up while plan {plan} was under way")
+    """While a plan is under way nobody gives a stream up to share it out anew."""
+    for at, who, stream, plans in world.history.given_up:
+        if plans:
+            raise Violation("left-alone", f"{at:.2f}: {who} gave {stream} up while {plans} were under way")
+
+
+def one_hop(world: World) -> None:
+    """What one instance handed to another is never handed on."""
+    for way in world.hops:
+        if len(way) > 1:
+            raise Violation("one-hop", f"records went {' -> '.join(way)}")
 
 
 CHECKERS: dict[str, Callable[[World], None]] = {
@@ -519,6 +526,7 @@ CHECKERS: dict[str, Callable[[World], None]] = {
     "epochs-unique": epochs_unique,
     "together": together,
     "left-alone": left_alone,
+    "one-hop": one_hop,
 }
 
 

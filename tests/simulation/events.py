@@ -19,7 +19,9 @@ from controller.domain.sharing import stream_of
 from controller.errors import Corrupt
 from controller.lab.virtual_time import VirtualClock
 from controller.ports import Compare, Item, Operation, Put, TxnResult
+from controller.runtime.controller import GIVEN_UP
 from controller.runtime.documents import Keys, decode
+from controller.runtime.service import AuditEntry
 
 T = TypeVar("T")
 
@@ -113,6 +115,8 @@ class History:
     rewritten_audits: list[str] = field(default_factory=list)
     restored: bool = False
     """etcd was restored from a backup: the audit before it may be shorter than what was recorded here."""
+    given_up: list[tuple[float, str, str, tuple[str, ...]]] = field(default_factory=list)
+    """(when, who, stream, plans under way) of everything that was given up to share it out anew."""
     count: int = 0
     streams: int = 1
 
@@ -216,6 +220,12 @@ class RecordingCluster(MemoryCluster):
         history, keys = self._history, self._history.keys
         audits = [key for key in puts if key.startswith(keys.audits)]
         history.rewritten_audits += [key for key in audits if key in before]
+        for key in audits:
+            entry = decode(AuditEntry, puts[key])
+            if entry.action == GIVEN_UP:
+                plans_now = (decode(PlanRecord, i.value) for k, i in self._items.items() if k.startswith(keys.plans))
+                waiting = tuple(record.plan.id for record in plans_now if not record.ended)
+                history.given_up.append((entry.at, entry.actor, entry.subject, waiting))
         authority = forks = holder = progress = None
         stream = ""
         plans: list[tuple[PlanRecord | None, PlanRecord]] = []

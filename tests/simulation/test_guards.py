@@ -26,12 +26,17 @@ from controller.domain.lease import Beat, Verdict
 from controller.domain.model import Commit, EpochStart, Fence, Head, SegmentRef
 from controller.domain.plan import NO_LOSS
 from controller.domain.promotion import PlanRecord, State
+from controller.domain.sharing import stream_of
 from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.ports import Compare, Item, Lease, Operation, Renewal, TrafficState, TxnResult
 from controller.runtime.audit import Audit
+from controller.runtime.controller import Controller
+from controller.runtime.opening import Opening
 from controller.runtime.takeover import Takeover
 from controller.runtime.tenure import Tenure
+from controller.runtime.together import Together
+from controller.stream.segment import frame
 from controller.stream.writer import StreamWriter
 from tests.simulation.checkers import Violation, violations
 from tests.simulation.roads import Call
@@ -395,6 +400,55 @@ async def a_stand_in_dies_with_what_it_alone_acknowledged(world: World) -> None:
     await world.wait(20.0)
 
 
+async def one_stream_is_fenced_late(world: World) -> None:
+    """A failover whose target has two instances, one of which hangs when the authority moves."""
+    await world.served()
+    await world.lose_region(HOME)
+    await silent(world)
+
+    async def after(call: Call) -> None:
+        if is_authorization(call):
+            world.freeze(TARGET, "b")
+
+    with world.effects(None, after):
+        plan = await world.order("failover", TARGET)
+        await world.until(lambda: world.instances[f"{TARGET}/b"].stopped, 20, "the authority moving")
+        await world.wait(3.0)
+        world.thaw(world.instances[f"{TARGET}/b"])
+        await world.reached(plan, State.DONE)
+
+
+async def a_neighbour_is_new_while_a_plan_waits(world: World) -> None:
+    """One instance holds everything; another one starts while a plan waits for its approvals."""
+    await world.served()
+    lead = world.serving()[STREAM].name
+    other = "b" if lead == "a" else "a"
+    await world.kill(HOME, other)
+    await world.until(world.active_somewhere, 30, "the neighbour taking over")
+    await world.propose("switchover", TARGET)
+    world.start(HOME, other)
+    await world.wait(25.0)
+
+
+async def an_instance_knows_an_old_holder(world: World) -> None:
+    """Three instances. One cannot see etcd and hands records to a holder that has lost its stream to the third."""
+    world.start(HOME, "c")
+    await world.served()
+    last = world.streams[-1]
+    loser = world.serving()[last]
+    stale = next(i for i in world.instances.values() if i.region == HOME and not i.serves())
+    world.cut(ETCD, stale.key)
+    world.cut(ETCD, loser.key)
+    await world.until(lambda: world.serving().get(last) not in (None, loser), 30, "somebody else holding it")
+    world.heal(ETCD, loser.key)
+    await world.wait(1.5)
+    agent = next(name for name in map(str, range(100)) if stream_of(name, len(world.streams)) == last)
+    try:
+        await world.put_to(stale, [frame(agent, "1", "checkpoint", b"x")], [b"x"])
+    except DrError:
+        return
+
+
 # -------------------------------------------------------------------------------------------------------------- mutants
 
 
@@ -581,14 +635,39 @@ def evidence_ignored(patch: Patch, world: World) -> None:
     patch.setattr("controller.runtime.controller.is_overtaken", lambda *_: False)
 
 
+def opens_alone(patch: Patch, world: World) -> None:
+    """A stream opens as soon as its own stores are fenced."""
+
+    async def at_once(self: Opening, plan_id: str) -> Any:
+        authority = await self._authority()
+        return await self._together.mine(plan_id), await self._plan(authority.value)
+
+    async def own_loss(self: Together, plan: str) -> Any:
+        mine = await self.mine(plan)
+        assert mine is not None
+        return mine.value.loss
+
+    patch.setattr(Opening, "_all_fenced", at_once)
+    patch.setattr(Together, "loss", own_loss)
+
+
+async def no_plan(self: Controller) -> bool:
+    return False
+
+
+async def handed_on(self: Controller, frames: Any) -> Any:
+    return await self._router.ingest(frames)
+
+
 @dataclass(frozen=True)
 class Case:
-    """``also``: other checkers that may notice first."""
+    """``streams``: how many the group has."""
 
     name: str
     story: Story
     mutate: Callable[[Patch, World], None]
     checker: str
+    streams: int = 1
 
 
 CASES = (
@@ -663,6 +742,15 @@ CASES = (
         patched((replication, "unfenced_sole_ackers", lambda *_: ())),
         "promised-loss",
     ),
+    Case("stream-opens-alone", one_stream_is_fenced_late, opens_alone, "together", 2),
+    Case(
+        "shared-out-during-a-plan",
+        a_neighbour_is_new_while_a_plan_waits,
+        patched((Controller, "_plan_under_way", no_plan)),
+        "left-alone",
+        2,
+    ),
+    Case("handed-on-twice", an_instance_knows_an_old_holder, patched((Controller, "peer_ingest", handed_on)), "one-hop", 2),
 )
 
 
@@ -672,7 +760,7 @@ def judge(keys_dir: Path, case: Case, patch: Patch | None) -> tuple[dict[str, st
     ended: list[BaseException] = []
 
     async def play() -> None:
-        world = World(keys_dir, checking=False)
+        world = World(keys_dir, checking=False, stream={"streams": case.streams})
         if patch is not None:
             case.mutate(patch, world)
         try:

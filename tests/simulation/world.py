@@ -54,6 +54,8 @@ ETCD, ZONE = "etcd", "zone"
 EVERYBODY = "*"
 
 _OWNER: contextvars.ContextVar[Instance | None] = contextvars.ContextVar("owner", default=None)
+_WAY: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("way", default=())
+"""The instances that the records at hand were handed to."""
 
 
 def settings_for(region: str, instance: str, keys_dir: Path, **changes: Any) -> Settings:
@@ -183,6 +185,8 @@ class WorldPeers:
         return answer
 
     async def ingest(self, address: str, frames: Sequence[Frame]) -> IngestAnswer:
+        _WAY.set((*_WAY.get(), address))
+        self._world.hops.append(_WAY.get())
         return await self._ask(address, lambda controller: controller.peer_ingest(frames))
 
     async def write(self, address: str, lead: Fence, frames: Sequence[Frame]) -> tuple[Ack, ...]:
@@ -224,8 +228,8 @@ class World:
         self.changes = changes
         self.keys = Keys("/dr", "sim")
         self.streams = stream_names(changes.get("stream", {}).get("streams", 1))
-        self.given_up: list[tuple[float, str, str, str]] = []
-        """(when, who, stream, plan that was under way) of everything that was given up to share it out anew."""
+        self.hops: list[tuple[str, ...]] = []
+        """Ways that records took from one instance to the next."""
         self.history = History(self.clock, self.keys, streams=len(self.streams))
         self.cluster: MemoryCluster = RecordingCluster(self.clock, self.history)
         self.servers = {region: RecordingStore(region, self.history) for region in REGIONS}

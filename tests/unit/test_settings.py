@@ -174,7 +174,8 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("stream/retention_seconds", 200, "stream.retention_seconds = 200", "at least 300"),
     ("rpo/seconds", 0.02, "rpo.seconds = 0.02", "stream.flush_seconds"),
     ("rpo/policy", "hope", "rpo.policy = 'hope'", "'alert' or 'enforce'"),
-    ("stream/streams", 2, "stream.streams = 2", "not built yet"),
+    ("stream/streams", 65, "stream.streams = 65", "less than or equal to 64"),
+    ("stream/streams", 0, "stream.streams = 0", "greater than or equal to 1"),
     # promotion, fleet
     ("promotion/approvals_required", 0, "promotion.approvals_required = 0", "greater than or equal to 1"),
     ("promotion/break_glass_approvals", 3, "promotion.break_glass_approvals = 3", "at most promotion.approvals_required"),
