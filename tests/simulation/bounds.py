@@ -17,12 +17,20 @@ def copies_committed(world: World) -> None:
     that etcd had recorded as a sole acknowledger, or in two."""
     if world.history.restored:  # what etcd had recorded is forgotten
         return
+    for stream in world.streams:
+        _copies_committed(world, stream)
+
+
+def _copies_committed(world: World, stream: str) -> None:
     moves: dict[str, list[Any]] = {region: [] for region in world.servers}
     for moved in world.history.heads:
-        moves[moved.region].append(moved)
+        if moved.after.stream == stream:
+            moves[moved.region].append(moved)
     numbers = {region: [moved.n for moved in found] for region, found in moves.items()}
-    recorded: list[tuple[int, Forks]] = [(t.n, t.forks[1]) for t in world.history.transactions if t.forks is not None]
-    for ack in world.acks:
+    recorded: list[tuple[int, Forks]] = [
+        (t.n, t.forks[1]) for t in world.history.transactions if t.forks is not None and t.stream == stream
+    ]
+    for ack in (ack for ack in world.acks if ack.stream == stream):
         there = []
         for region, found in moves.items():
             at = bisect.bisect_left(numbers[region], ack.n) - 1
@@ -44,14 +52,14 @@ def survives_one_region(world: World) -> None:
     if world.history.restored:
         return
     for lost in world.servers:
-        live = live_history(world, without=lost)
-        for ack in world.acks:
-            if ack.copies >= 2 and live.bodies.get((ack.agent, ack.id)) != ack.body:
-                raise Violation(
-                    "survives-one-region",
-                    f"without {lost} the history ends at segment {live.length}; {ack.agent} {ack.id}, acknowledged with "
-                    f"{ack.copies} copies, is in segment {ack.seq}",
-                )
+        for live in [live_history(world, without=lost, stream=stream) for stream in world.streams]:
+            for ack in (ack for ack in world.acks if ack.stream == live.stream):
+                if ack.copies >= 2 and live.bodies.get((ack.agent, ack.id)) != ack.body:
+                    raise Violation(
+                        "survives-one-region",
+                        f"without {lost} the history of {live.stream} ends at segment {live.length}; {ack.agent} {ack.id}, "
+                        f"acknowledged with {ack.copies} copies, is in segment {ack.seq}",
+                    )
 
 
 def gauge_queues(world: World) -> None:

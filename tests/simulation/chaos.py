@@ -18,7 +18,7 @@ from controller.runtime.audit import Audit
 from controller.runtime.recovery import examine, recover
 from controller.runtime.wiring import outside_of
 from tests.simulation.roads import Call
-from tests.simulation.world import ETCD, REGIONS, STREAM, ZONE, Instance, World
+from tests.simulation.world import ETCD, REGIONS, ZONE, Instance, World
 
 Act = Callable[[], Awaitable[None]]
 
@@ -362,4 +362,4 @@ async def recover_etcd(world: World, say: Callable[[str], None]) -> None:
 
 def newest_epoch(world: World) -> int:
     """The greatest epoch that any store knows."""
-    return max(server.head(STREAM).epoch for server in world.servers.values())
+    return max(server.head(stream).epoch for server in world.servers.values() for stream in world.streams)

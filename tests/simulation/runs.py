@@ -34,18 +34,18 @@ class Outcome:
     virtual_seconds: float = 0.0
 
 
-def run(keys_dir: Path, seed: int, prepare: Callable[[World], None] = lambda world: None) -> Outcome:
+def run(keys_dir: Path, seed: int, prepare: Callable[[World], None] = lambda world: None, *, streams: int = 1) -> Outcome:
     """Plays a seed. ``prepare``: what a mutant changes in the world before anything starts."""
     try:
-        return run_virtual(_play(keys_dir, seed, prepare), limit_seconds=LIMIT_SECONDS)
+        return run_virtual(_play(keys_dir, seed, prepare, streams), limit_seconds=LIMIT_SECONDS)
     except TimeoutError:
         return Outcome(seed, "progress", f"seed {seed}: not over after {LIMIT_SECONDS:g} virtual seconds")
 
 
-async def _play(keys_dir: Path, seed: int, prepare: Callable[[World], None]) -> Outcome:
+async def _play(keys_dir: Path, seed: int, prepare: Callable[[World], None], streams: int) -> Outcome:
     rng = random.Random(seed)
     latency = rng.choice([None, (0.001, 0.02), (0.01, 0.15)])
-    world = World(keys_dir, seed=seed, latency=latency)
+    world = World(keys_dir, seed=seed, latency=latency, stream={"streams": streams})
     prepare(world)
     bounds.gauge_queues(world)
     chaos = Chaos(world, seed)
@@ -75,7 +75,7 @@ async def _recover(world: World, chaos: Chaos) -> None:
     world.start_all()
     for _ in range(8):
         await world.wait(12.0)
-        if world.actives():
+        if world.active_somewhere():
             break
         if world.history.restored:
             await recover_etcd(world, chaos.say)

@@ -24,7 +24,7 @@ from controller.runtime.active import Active
 from controller.runtime.documents import read
 from controller.runtime.service import JournalEntry
 from controller.stream.segment import frame
-from tests.simulation import test_crashes, test_random
+from tests.simulation import runs, test_crashes
 from tests.simulation.checkers import check_all, live_histories, lost_acks, settle
 from tests.simulation.test_guards import is_authorization
 from tests.simulation.world import ETCD, HOME, PEOPLE, STREAM, TARGET, Instance, World
@@ -282,9 +282,8 @@ async def _ended(world: World, plan: str) -> bool:
 
 @pytest.fixture
 def two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stories of other files, with two streams."""
-    for module in (test_crashes, test_random):
-        monkeypatch.setattr(module, "World", partial(World, stream={"streams": 2}))
+    """The stories of the other file, with two streams."""
+    monkeypatch.setattr(test_crashes, "World", partial(World, stream={"streams": 2}))
 
 
 @pytest.mark.parametrize("kind", test_crashes.KINDS)
@@ -298,10 +297,10 @@ def test_crashes_of_either_holder_lead_to_the_same_end(kind: str, keys_dir: Path
     assert not wrong, f"{len(wrong)} of {len(chosen)} points: " + "\n\n".join(wrong)
 
 
-@pytest.mark.usefixtures("two_streams")
 def test_whatever_happens_every_promise_holds_for_every_stream(keys_dir: Path) -> None:
-    promotions = [run_virtual(test_random.one(keys_dir, seed), limit_seconds=3000) for seed in range(STREAM_SEEDS)]
-    assert sum(promotions) > 0 or len(promotions) < 5, "the faults left nothing to look at"
+    outcomes = [runs.run(keys_dir, seed, streams=2) for seed in range(STREAM_SEEDS)]
+    assert [outcome.violation for outcome in outcomes if outcome.violation] == []
+    assert sum(outcome.promotions for outcome in outcomes) > 0 or len(outcomes) < 5, "the faults left nothing to look at"
 
 
 # ------------------------------------------------------------------------------------------------- agents, hosts, rights
