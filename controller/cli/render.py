@@ -5,6 +5,7 @@ Reused by the lab's demo: ``print_plan``, ``print_status``, ``print_lag``, ``pri
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -305,7 +306,10 @@ def print_status(console: Console, status: Status) -> None:
         _fact(console, "lease", text(wording.unknown(status.holders, status.at), "yellow"))
     else:
         held = ", ".join(f"{h.stream}: {h.region}/{h.instance} epoch {h.epoch}" for h in status.holders)
-        _fact(console, "lease", text(held or "nobody holds it", "" if held else "red"))
+        if len(status.reports) > 1:
+            _print_streams(console, status)
+        else:
+            _fact(console, "lease", text(held or "nobody holds it", "" if held else "red"))
     for region in status.regions:
         if region.salvage:
             count = sum(piece.last_seq - piece.first_seq + 1 for piece in region.salvage)
@@ -327,6 +331,27 @@ def print_status(console: Console, status: Status) -> None:
     _fact(
         console, "seen by", text(f"{status.region}/{status.instance} ({status.role.value}{right}) at {stamp(status.at)}", "dim")
     )
+
+
+def _print_streams(console: Console, status: Status) -> None:
+    """Each stream with its holder, what it is exposed to, and the region that is furthest behind."""
+    holders = {} if isinstance(status.holders, Unknown) else {holder.stream: holder for holder in status.holders}
+    shown = _table("stream", "holder", "epoch", "exposure", "furthest behind", right=("epoch", "exposure"))
+    for report in sorted(status.reports, key=lambda report: report.stream):
+        holder = holders.get(report.stream)
+        who = text(f"{holder.region}/{holder.instance}") if holder else text("nobody holds it", "red")
+        worst = max(
+            report.regions, key=lambda found: math.inf if isinstance(found.seconds, Unknown) else found.seconds, default=None
+        )
+        behind = f"{worst.region} {wording.seconds(worst.seconds, status.at)}" if worst is not None else ""
+        shown.add_row(
+            text(report.stream),
+            who,
+            text(holder.epoch if holder else ""),
+            text(wording.seconds(report.exposure_seconds, status.at)),
+            text(behind),
+        )
+    console.print(shown)
 
 
 # ------------------------------------------------------------------------------------------------------------ other lists

@@ -4,6 +4,7 @@
     lease         how long a holder may act, and what a heartbeat proves
     replication   fences, forks, choice of the history, realignment
     retention     how far a base may move and what may be deleted then
+    sharing       which stream an agent belongs to; which instance holds which stream
     lag           lag, exposure, loss, protection
     promotion     the state machine of a plan, as one table
     plan          the frozen document that people approve, its canonical form and digest

@@ -2,7 +2,8 @@
 
     controller    one instance: its loops and its role; desk: what it answers to agents, people and probes
     tenure        the lease in this instance's hands: acquire, heartbeat, release
-    opening       fence, hold, choose, bring home, fork: how an epoch opens
+    opening       fence, hold, choose, bring home, fork: how an epoch opens; together: for all streams of a promotion
+    shares        which streams this instance should hold; routing: records to their holders; peers: the way there
     plans         plans, approvals, journal in etcd; takeover: check, quiesce, authorize; promotion: verify … report
     evidence      what a plan is decided on; watch: incidents and proposals; reporter: lag, canary, stand-in
     retention     keeps a held stream bounded: carries forward, moves bases, deletes

@@ -68,6 +68,7 @@ from controller.runtime.takeover import Takeover, TakeoverPolicy, is_overtaken, 
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.verifier import Verifier
 from controller.runtime.watch import Watch, WatchPolicy
+from controller.runtime.watch_streams import StreamWatch
 from controller.runtime.wiring import outside_of
 from controller.settings import Settings, fingerprint
 from controller.stream.follower import Follower
@@ -148,6 +149,13 @@ class Controller(Desk):
             ),
             settings.region,
             settings.instance,
+        )
+        self._stream_watch = StreamWatch(
+            self._outside,
+            self._audit,
+            ports.pager,
+            f"{settings.region}/{settings.instance}",
+            settings.etcd.ttl_seconds,
         )
         self._fleet = FleetManager(
             self._view,
@@ -596,11 +604,14 @@ class Controller(Desk):
         return None
 
     async def _look_around(self) -> str | None:
-        """A standby's watch. Beside the plans: it asks stores and a pager, and they must not wait for that."""
+        """A standby's watch; for single streams everybody's. Beside the plans: it asks stores and a pager, and they must not
+        wait for that."""
         await self._shout()
-        if self._actives or self._seen is None:
+        if self._seen is None:
             return None
-        return await self._watch.look(self._seen)
+        if self._actives:
+            return await self._stream_watch.look(self._seen)
+        return await self._stream_watch.look(self._seen) or await self._watch.look(self._seen)
 
     async def _shout(self, *pages: Page) -> None:
         """Break-glass is never quiet: what nobody could be told is told again and again. Never raises: see the warnings."""

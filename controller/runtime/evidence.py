@@ -227,6 +227,7 @@ def _checks(
     epochs = [head.epoch for by_region in heads.values() for head in by_region.values() if isinstance(head, Head)]
     floor = max(epochs, default=0)
     source_alive = bool(seen.holders)
+    unheld = sorted(set(heads) - {holder.stream for holder in seen.holders})
     draining = barrier is not None and barrier.plan == plan
     checks = [
         Check("target-is-a-store", target in authority.stores, f"{target}; stores are {', '.join(authority.stores)}"),
@@ -254,8 +255,8 @@ def _checks(
         ),
     ]
     if kind.planned:
-        drain = "the old holder must drain" if source_alive else "no holder: plan a failover"
-        checks.append(Check("holder-alive", source_alive or draining, "draining for this plan" if draining else drain))
+        drain = f"nobody holds {', '.join(unheld)}: plan a failover" if unheld else "the old holder must drain"
+        checks.append(Check("holder-alive", not unheld or draining, "draining for this plan" if draining else drain))
         every = len(answering) == len(authority.stores)
         checks.append(Check("all-stores", every, f"{len(answering)} of {len(authority.stores)} stores answer"))
     else:

@@ -150,8 +150,12 @@ def _sentence(seen: Observation, exposure: float | Unknown) -> tuple[str, str]:
                 f"drctl plan show {plan.id}",
             )
         return f"{seen.authority.region} has the authority and nobody holds it", "drctl plan failover --to REGION"
-    holder = seen.holders[0]
-    text = f"{holder.region} is active in epoch {holder.epoch} ({holder.instance})"
+    holder = min(seen.holders, key=lambda holder: holder.stream)
+    instances = ", ".join(sorted({found.instance for found in seen.holders}))
+    text = f"{holder.region} is active in epoch {holder.epoch} ({instances})"
+    unheld = sorted(set(seen.heads) - {found.stream for found in seen.holders})
+    if unheld:
+        return f"{text}; nobody holds {', '.join(unheld)}, whose agents are not served", "drctl members"
     held = [report for report in _fresh(seen) if not isinstance(report, Unknown) and report.enforcing_since]
     if held:
         since = min(report.enforcing_since for report in held)
