@@ -72,10 +72,14 @@ class Opening:
         """Raises FenceLost when the right is gone, Conflict when a barrier or a newer authority stands in the way."""
         while True:
             self._still_ours()
+            pause_seconds = RETRY_SECONDS
             try:
                 opened = await self._attempt()
             except FenceLost:
                 raise
+            except Conflict as error:  # somebody acquired another stream, say, which moves the authority's revision
+                self._parts.say(Role.OPENING, error.message)
+                opened, pause_seconds = None, POLL_SECONDS
             except DrError as error:
                 # Not open yet, and nobody is told otherwise. Stepping down would only bring the next one here.
                 self._parts.say(Role.HOLDING, error.message)
@@ -83,7 +87,7 @@ class Opening:
                 opened = None
             if opened is not None:
                 return opened
-            await self._parts.clock.sleep(RETRY_SECONDS)
+            await self._parts.clock.sleep(pause_seconds)
 
     async def _tell_people(self, error: DrError) -> None:
         """Waiting mends what is unavailable; anything else needs somebody to look."""

@@ -37,12 +37,15 @@ from controller.domain.promotion import State
 from controller.runtime.api import create_app
 from controller.runtime.bootstrap import bootstrap_group
 from controller.runtime.controller import Controller, Ports
+from controller.runtime.peers import HttpPeers
 from controller.runtime.service import ApprovalRequest, PlanRequest
 from controller.settings import Settings
 
 T = TypeVar("T")
 
 REGIONS = ("eu-west-1", "eu-central-1", "us-east-1")
+TWIN = f"{REGIONS[0]}/b"
+"""A second controller in the first region, if it is asked for."""
 PEOPLE = ("ada@example.org", "grace@example.org")
 NAME = "agents.dr.example."
 GROUP = "served"
@@ -55,8 +58,9 @@ _OWNER: contextvars.ContextVar[_Place | None] = contextvars.ContextVar("owner", 
 
 @dataclass(eq=False)
 class _Place:
-    """One region: its store and its controller with its API."""
+    """One controller with its API, and its region's store."""
 
+    name: str
     region: str
     socket: socket.socket
     url: str
@@ -65,6 +69,7 @@ class _Place:
     etcd_gate: FaultGate | None = None
     controller: Controller | None = None
     server: uvicorn.Server | None = None
+    peers: HttpPeers | None = None
     main: list[asyncio.Task[Any]] = field(default_factory=list)
     """The controller and its API."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -81,7 +86,7 @@ class ServedController:
     ``folder`` receives the approvers' keys. ``changes`` are sections of the settings, such as ``stream={"copies": 2}``.
     """
 
-    def __init__(self, folder: Path, *, ttl_seconds: int = 2, **changes: Any) -> None:
+    def __init__(self, folder: Path, *, ttl_seconds: int = 2, twin: bool = False, **changes: Any) -> None:
         self._folder = folder
         self._ttl = ttl_seconds
         self._changes = changes
@@ -95,12 +100,14 @@ class ServedController:
         self._ids = itertools.count(1)
         self._said: list[str] = []
         self.places: dict[str, _Place] = {}
-        for region in REGIONS:
+        stores = {region: MemoryStore(region) for region in REGIONS}
+        for name in (*REGIONS, TWIN) if twin else REGIONS:
+            region = name.split("/", maxsplit=1)[0]
             listening = socket.create_server(("127.0.0.1", 0))
             # asyncio does this for sockets that it makes itself; without it every answer waits 40 ms for a delayed ACK.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            self.places[region] = _Place(region, listening, url, MemoryStore(region))
+            self.places[name] = _Place(name, region, listening, url, stores[region])
 
     # -------------------------------------------------------------------------------------------------------- life
 
@@ -148,15 +155,17 @@ class ServedController:
             region=REGIONS[0],
             stores=REGIONS,
             actor="test",
+            streams=self._changes.get("stream", {}).get("streams", 1),
         )
-        for region in REGIONS:
-            contextvars.copy_context().run(self._start_place, region)
+        for place in self.places.values():
+            contextvars.copy_context().run(self._start_place, place)
 
-    def _start_place(self, region: str) -> None:
-        place = self.places[region]
+    def _start_place(self, place: _Place) -> None:
+        region = place.name
         _OWNER.set(place)
         place.etcd_gate = gate = FaultGate(self._clock.sleep)
         place.gates = {other: FaultGate(self._clock.sleep) for other in REGIONS}
+        place.peers = HttpPeers(10.0)
         ports = Ports(
             coordinator=MemoryCoordinator(self._cluster, gate),
             stores={other: MemoryRegionStore(self.places[other].store, place.gates[other]) for other in REGIONS},
@@ -166,12 +175,13 @@ class ServedController:
             pager=self.pager,
             clock=self._clock,
             new_id=lambda: f"plan-{next(self._ids)}",
+            peers=place.peers,
         )
 
         def say(event: str, **more: object) -> None:
             self._said.append(f"{self._clock.monotonic():.2f} {region} {event} {more.get('role')} {more.get('reason')}")
 
-        place.controller = Controller(self._settings(region), ports, None, say)
+        place.controller = Controller(self._settings(place), ports, None, say)
         app = create_app(place.controller, clock=self._clock)
         place.server = uvicorn.Server(
             uvicorn.Config(
@@ -183,12 +193,12 @@ class ServedController:
             self._loop.create_task(place.server.serve(sockets=[place.socket]), name=f"api-{region}"),
         ]
 
-    def _settings(self, region: str) -> Settings:
+    def _settings(self, place: _Place) -> Settings:
         base: dict[str, Any] = {
             "group": GROUP,
             "environment": "lab",
-            "region": region,
-            "instance": f"{region}-a",
+            "region": place.region,
+            "instance": f"{place.region}-{'b' if place.name == TWIN else 'a'}",
             "state_dir": self._folder,
             "etcd": {
                 "endpoints": ["http://127.0.0.1:2379"],
@@ -201,7 +211,7 @@ class ServedController:
                     "bucket": f"dr-{name}",
                     "table": f"dr-{name}",
                     "addresses": [f"127.0.{number}.1"],
-                    "controllers": [self.places[name].url],
+                    "controllers": [known.url for known in self.places.values() if known.region == name],
                     "priority": number,
                 }
                 for number, name in enumerate(REGIONS, start=1)
@@ -212,7 +222,7 @@ class ServedController:
             "traffic": {"zone_id": "Z1SERVED", "name": NAME},
             "dns": {"servers": ["127.0.0.31:5353"]},
             "approvals": {"allowed_signers": self._folder / "allowed_signers"},
-            "api": {"address": self.places[region].url},
+            "api": {"address": place.url},
         }
         for section, values in self._changes.items():
             base[section] = {**base.get(section, {}), **values}
@@ -258,7 +268,13 @@ class ServedController:
 
     def lose_region(self, region: str) -> None:
         """Kills its controller, resets its connections and freezes its store."""
-        self._run(self._lose(self.places[region]))
+        for place in self.places.values():
+            if place.region == region:
+                self._run(self._lose(place))
+
+    def kill(self, name: str) -> None:
+        """Kills one controller, as SIGKILL does: a region's name, or ``TWIN``."""
+        self._run(self._kill(self.places[name]))
 
     async def _lose(self, place: _Place) -> None:
         for other in self.places.values():
@@ -270,12 +286,17 @@ class ServedController:
         for gate in (place.etcd_gate, *place.gates.values()):
             if gate is not None:
                 gate.cut = True
+        if place.socket.fileno() >= 0:
+            # The loop lives on and would take the next connection of another place for this socket, if it gets its number.
+            self._loop.remove_reader(place.socket.fileno())
         place.socket.close()
         if place.server is not None:
             place.server.should_exit = place.server.force_exit = True
             for connection in list(place.server.server_state.connections):
                 connection.transport.abort()
         place.main = []
+        if place.peers is not None:
+            await place.peers.close()
         while place.tasks:
             tasks = list(place.tasks)
             for task in tasks:
