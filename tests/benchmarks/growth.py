@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from controller.agent import AsyncCheckpoints
 from tests.benchmarks.measure import rss_bytes
 from tests.benchmarks.people import fail_over, get
 from tests.benchmarks.run import Run, split
@@ -22,6 +25,8 @@ SIZE = "2 KB"
 COUNTS = (100, 1_000, 10_000, 100_000)
 QUICK_COUNTS = (100, 1_000)
 SECOND_ROUND_RECORDS = 12_000
+SAMPLE = 100
+"""States that are read from the target after its promotion, and decoded."""
 BATCH_AGENTS = 500
 """Agents whose records share a request."""
 
@@ -60,8 +65,22 @@ async def _count(run: Run, agents: int) -> dict[str, Any]:
         }  # fmt: skip
         row["cold_seconds"], row["cold_records"] = await _cold_start(full, full.topology.regions[2].name)
         row["move"] = await fail_over(full, full.topology.home, target)
-        row["agents_after"] = (await get(f"{full.topology.region(target).controllers[0].api.url}/v1/status"))["agents"]
+        row["sample"] = await _sample(full.topology.region(target).controllers[0].api.url, agents)
         return row
+
+
+async def _sample(url: str, agents: int) -> int:
+    """Reads some agents' states from the region that serves now. Raises when one is missing or not a whole state."""
+    status = await get(f"{url}/v1/status")
+    if status["agents"] != agents:
+        raise RuntimeError(f"{status['agents']} of {agents} agents are in the target region")
+    numbers = range(0, agents, max(1, agents // SAMPLE))
+    async with AsyncCheckpoints([url], timeout_seconds=30.0) as client:
+        for number in numbers:
+            found = await client.latest(f"g-{number:06d}")
+            if found is None or msgspec.msgpack.decode(found[1])["channel_values"]["messages"][0]["type"] != "human":
+                raise RuntimeError(f"agent g-{number:06d} has no whole state in the target region")
+    return len(numbers)
 
 
 def view_bytes(folder: Path) -> int:

@@ -31,12 +31,19 @@ def rss_bytes(pid: int) -> int:
     return 0
 
 
+def machine_busy_seconds() -> float:
+    """CPU time that all processes of this machine used since its start, system and stolen time included."""
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICK
+
+
 class Cpu:
-    """CPU seconds by name since ``start``. Several processes may share a name."""
+    """CPU seconds by name from its making on. Several processes may share a name."""
 
     def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
-        self._pids = pids
+        self._pids = {**pids, "bench": [os.getpid()]}
         self._before = self._read()
+        self._busy = machine_busy_seconds()
 
     def _read(self) -> dict[str, float]:
         return {name: sum(map(cpu_seconds, pids)) for name, pids in self._pids.items()}
@@ -44,6 +51,10 @@ class Cpu:
     def spent(self) -> dict[str, float]:
         """Until now."""
         return {name: after - self._before[name] for name, after in self._read().items()}
+
+    def foreign_seconds(self) -> float:
+        """What everybody else on this machine used until now: the noise of a measurement."""
+        return max(0.0, machine_busy_seconds() - self._busy - sum(self.spent().values()))
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -85,6 +85,7 @@ async def _case(run: Run, size: str, agents: int, tuning: tuple[int, int]) -> di
         "peer_p50": percentile(peers[-1]["latencies"], 0.5),
         "batched": batched,
         "peer_compressed": zipped,
+        "foreign_shares": [row["foreign_share"] for row in (*mine, *peers)],
         "failed": [row["failed"] for row in mine if row["failed"]],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.benchmarks.aims import section
@@ -89,6 +90,12 @@ def _rates(found: dict[str, Any]) -> str:
         "by one copy; counted is what all three stores have committed in the window. *Holder alone*: the same "
         "records, their frames "
         f"made beforehand. Fastest setting of the peer ({tuned} processes).\n\n"
+    )
+    foreign = [share for case in found["cases"] for share in case["foreign_shares"]]
+    text += (
+        f"Noise: other programs of the machine used {100 * median(foreign):.0f} % of a core during the windows "
+        "(median; at most "
+        f"{100 * max(foreign):.0f} %).\n\n"
     )
     parts = ("load", "controller", "stores", "etcd")
     rows = []

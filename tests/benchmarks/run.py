@@ -60,7 +60,7 @@ async def ours(stand: Stand, jobs: list[dict[str, Any]], *, warm: float, seconds
         cpu = stand.cpu(load=[loader.pid for loader in loaders])
         reports = [await loader.ask("report") for loader in loaders]
         await asyncio.sleep(seconds)
-        spent, last = cpu.spent(), await stand.records()
+        spent, foreign, last = cpu.spent(), cpu.foreign_seconds(), await stand.records()
         taken = time.monotonic() - began
         after = [await loader.ask("report") for loader in loaders]
         final = [await loader.ask("stop") for loader in loaders]
@@ -78,6 +78,7 @@ async def ours(stand: Stand, jobs: list[dict[str, Any]], *, warm: float, seconds
         "acknowledged_rate": acknowledged / taken,
         "cpu_share": {name: seconds_used / taken for name, seconds_used in spent.items()},
         "cpu_us": {name: 1e6 * seconds_used / max(1, replicated) for name, seconds_used in spent.items()},
+        "foreign_share": foreign / taken,
         "drain_seconds": drain,
         "latencies": [value for answer in final for value in answer["latencies"]],
         "failed": failures,
@@ -98,14 +99,15 @@ async def theirs(stand: PeerStand, jobs: list[dict[str, Any]], *, warm: float, s
             loader.tell("clear")
         cpu = Cpu({**stand.pids(), "peer": [loader.pid for loader in loaders]})
         count, taken, final = await window(loaders, 0.0, seconds)
-        spent = cpu.spent()
+        spent, foreign = cpu.spent(), cpu.foreign_seconds()
     failures: dict[str, int] = {}
     for answer in final:
         for text, number in answer["failed"].items():
             failures[text] = failures.get(text, 0) + number
     return {
         "rate": count / taken,
-        "cpu_us": {name: 1e6 * used / max(1, count) for name, used in spent.items()},
+        "foreign_share": foreign / taken,
+        "cpu_us": {name: 1e6 * used / max(1, count) for name, used in spent.items() if name != "bench"},
         "latencies": [value for answer in final for value in answer["latencies"]],
         "failed": failures,
     }
