@@ -132,6 +132,28 @@ def test_a_stream_is_not_left_alone_because_a_member_lives_that_cannot_acquire(k
     run(keys_dir, story)
 
 
+def test_people_are_told_once_of_a_stream_that_nobody_holds_for_long(keys_dir: Path) -> None:
+    async def story(world: World) -> None:
+        stream = world.streams[1]
+        victim = world.serving()[stream]
+
+        async def before(call: test_crashes.Call) -> None:
+            if any(key.endswith(f"/holder/{stream}") for key in call.keys):
+                raise test_crashes.Unavailable("nobody may hold it", hint="a test did it")
+
+        with world.effects(before):
+            await world.kill(HOME, victim.name)
+            await world.until(lambda: any(stream in page.title for page in world.pager.pages), 60, "people being told")
+            await world.wait(10.0)
+        assert sum(stream in page.title for page in world.pager.pages) == 1
+        assert stream in (await world.standby(TARGET).status()).sentence
+        await world.until(world.active_somewhere, 30, "the stream being held again")
+        await world.wait(2.0)
+        assert [i.kind for i in await world.standby(TARGET).incidents()] == []
+
+    run(keys_dir, story)
+
+
 def test_a_number_of_streams_that_is_not_the_groups_own_is_refused(keys_dir: Path) -> None:
     async def whole() -> None:
         world = World(keys_dir, stream={"streams": 2})
