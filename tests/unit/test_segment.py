@@ -53,7 +53,13 @@ def frames(draw: st.DrawFn) -> Frame:
         received_at=draw(floats),
         copies=draw(st.integers(1, 16)),
         attempt=draw(st.integers(0, 2**63 - 1)),
-        meta=draw(st.dictionaries(names, st.text(st.characters(codec="utf-8"), max_size=20), max_size=3)),
+        meta=draw(
+            st.dictionaries(
+                names.filter(lambda key: not key.startswith("dr.")),
+                st.text(st.characters(codec="utf-8"), max_size=20),
+                max_size=3,
+            )
+        ),
     )
     base = draw(names.filter(lambda name: name != record.id)) if encoding is Encoding.DELTA else None
     return Frame(record, encoding, payload, base)
