@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
 import zlib
 from dataclasses import replace
 
@@ -306,10 +305,3 @@ def test_a_meta_value_that_is_not_unicode_is_refused() -> None:
 def test_agents_may_not_claim_a_place_in_the_stream() -> None:
     with pytest.raises(Corrupt, match=ORIGIN):
         decode_frames(encode_frames([frame("a", "r", "k", b"", meta={ORIGIN: "1.0"})]))
-
-
-def test_a_frame_costs_microseconds() -> None:
-    content = [frame(f"agent-{i}", f"r{i}", "checkpoint", b"x" * 60) for i in range(2_000)]
-    began = time.perf_counter()
-    decode_segment(encode_segment(HEADER, content))
-    assert (time.perf_counter() - began) / 2_000 < 100e-6  # about 7 µs on an idle core
