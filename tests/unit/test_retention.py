@@ -94,7 +94,8 @@ def test_any_point_within_retention_can_be_restored_from_every_store() -> None:
             view = await world.check_restorable(region)  # reads back every record that it lists
             oldest = min(record.received_at for record in view.records("busy-0", 10_000))
             assert now - oldest >= world.policy.retention_seconds
-            assert now - oldest <= 2 * world.policy.retention_seconds
+            # A base of deltas is carried at the end of its time and goes when the base passes that copy, some rounds apart.
+            assert now - oldest <= 2 * world.policy.retention_seconds + 3 * world.policy.round_seconds
 
     run_virtual(story(), limit_seconds=100_000)
 
