@@ -98,6 +98,8 @@ class TxnResult:
     items: tuple[Item | None, ...]
     revision: int
     term: int
+    cluster: str = ""
+    """Id of the cluster that answered. One that is restored from a snapshot has another id than the one it was taken from."""
 
 
 @dataclass(frozen=True, slots=True)

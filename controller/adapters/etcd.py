@@ -103,7 +103,8 @@ class EtcdCoordinator:
 
         answer = await self._call(_Call("txn", run, repeatable=not mutating, mutating=mutating))
         items = _items(answer, then if answer.succeeded else otherwise)
-        return TxnResult(answer.succeeded, items, answer.header.revision, answer.header.raft_term)
+        header = answer.header
+        return TxnResult(answer.succeeded, items, header.revision, header.raft_term, f"{header.cluster_id:x}")
 
     async def get(self, key: str) -> Item | None:
         """See ``ports.Coordinator``. Raises Unavailable."""

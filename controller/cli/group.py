@@ -60,6 +60,9 @@ def recover(
     region: Annotated[
         str | None, typer.Option("--region", help="Who shall be active; only when etcd has lost the group altogether.")
     ] = None,
+    restored: Annotated[
+        bool, typer.Option("--restored", help="etcd's data was put back from a copy, whatever its cluster id says.")
+    ] = False,
     confirm: Annotated[str, typer.Option("--confirm", metavar="GROUP", help="The group's name: really write.")] = "",
     requester: RequesterOption = "",
     output: OutputOption = None,
@@ -79,7 +82,7 @@ def recover(
     settings = load_settings(config or here.config)
 
     async def run(outside: Outside) -> Recovery:
-        found = await examine(outside, tuple(settings.regions), region)
+        found = await examine(outside, tuple(settings.regions), region, restored=restored)
         if confirm and found.changes:
             audit = Audit(outside.coordinator, outside.keys)
             await write(outside, audit, found, actor=requester or getpass.getuser(), confirm=confirm)
@@ -91,7 +94,8 @@ def recover(
     for change in found.changes or ("nothing: etcd knows everything that the stores know",):
         here.console.print(f"{'wrote' if confirm and found.changes else 'would write'}  {change}", soft_wrap=True)
     if found.changes and not confirm:
-        here.console.print(f"when you have compared the stores: drctl recover --confirm {settings.group}", soft_wrap=True)
+        command = f"drctl recover{' --restored' if restored else ''} --confirm {settings.group}"
+        here.console.print(f"when you have compared the stores: {command}", soft_wrap=True)
 
 
 def _with_outside(config: Path | None, act: Callable[..., Awaitable[T]]) -> T:

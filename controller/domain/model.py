@@ -294,6 +294,9 @@ class Authority:
     barrier: Barrier | None = None
     streams: int = 1
     """How many streams the group has, for its whole life: with another number agents would belong to other streams."""
+    cluster: str = ""
+    """Id of the etcd cluster in which the group was founded or recovered; "" = it was not recorded. A cluster that is restored
+    from a snapshot has another id, and may have forgotten who acknowledged alone."""
 
 
 @dataclass(frozen=True, slots=True)

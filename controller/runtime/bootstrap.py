@@ -31,7 +31,8 @@ async def bootstrap_group(
     if region not in stores:
         raise Refused(f"region {region} is not one of the stores {', '.join(stores)}", hint="name a configured region")
     keys = Keys(prefix, group)
-    wanted = Authority(region=region, epoch=0, stores=tuple(stores), streams=streams)
+    cluster = (await coordinator.status()).cluster_id
+    wanted = Authority(region=region, epoch=0, stores=tuple(stores), streams=streams, cluster=cluster)
     result = await Audit(coordinator, keys).commit(
         [Compare.absent(keys.authority)],
         [Put(keys.authority, encode(wanted))],

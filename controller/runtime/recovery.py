@@ -5,6 +5,10 @@ history, so the *floor* of epochs and the forks can be read back from them: grea
 wins (DESIGN sections 4 and 9). What cannot be read back is who may have acknowledged alone; so every store is recorded as
 one that may, and the next epoch holds until all of them are fenced, or until people approve the loss.
 
+A snapshot may also be too old by nothing but that: a store stood in for the home store after it was taken, under an epoch and
+forks that it knows. Nothing in the stores tells. So the group remembers the id of its etcd cluster, which a restore changes,
+and whoever put disks back in another way says so (``restored``).
+
 Never automatic: a person compares the stores first and confirms.
 """
 
@@ -33,8 +37,18 @@ class Recovery:
     changes: tuple[str, ...]
 
 
-async def examine(outside: Outside, stores: tuple[str, ...], region: str | None) -> Recovery:
+def other_cluster(authority: Authority, cluster: str) -> str | None:
+    """Why etcd is not the cluster that this group's records were made in, or None."""
+    if authority.cluster in ("", cluster):
+        return None
+    return f"etcd is cluster {cluster}, the group was recorded in cluster {authority.cluster}: it was restored from a snapshot"
+
+
+async def examine(
+    outside: Outside, stores: tuple[str, ...], region: str | None = None, *, restored: bool = False
+) -> Recovery:
     """Compares etcd with the stores. ``region``: who shall be active, needed only when etcd has no authority at all.
+    ``restored``: a person knows that etcd's data was put back from a copy, also where its cluster id does not tell.
 
     Raises Unavailable when too few stores answer to know the floor, Refused when ``region`` is missing or unknown.
     """
@@ -52,8 +66,12 @@ async def examine(outside: Outside, stores: tuple[str, ...], region: str | None)
             raise Unavailable(f"the floor of epochs cannot be known: {lacks}", hint="bring the stores back first")
     known = [head for by_region in heads.values() for head in by_region.values() if isinstance(head, Head)]
     floor = max((head.epoch for head in known), default=0)
-    before = found.value if found else Authority(region or "", 0, stores)
+    cluster = (await coordinator.status()).cluster_id
+    before = found.value if found else Authority(region or "", 0, stores, streams=len(outside.streams))
     changes = [] if found else [f"authority: {before.region} (etcd had none)"]
+    moved = other_cluster(before, cluster)
+    if moved is not None:
+        changes.append(moved)
     if before.epoch < floor:
         changes.append(f"epoch: {before.epoch} -> {floor}")
     forks: dict[str, Forks] = {}
@@ -66,7 +84,11 @@ async def examine(outside: Outside, stores: tuple[str, ...], region: str | None)
             changes.append(
                 f"forks of {stream}: {_shown(old.starts)} -> {_shown(starts)}; every store may have acknowledged alone"
             )
-    return Recovery(replace(before, epoch=max(before.epoch, floor)), floor, forks, heads, tuple(changes))
+        elif (moved is not None or restored) and old.sole_ackers != stores:
+            forks[stream] = Forks(old.starts, stores)
+            changes.append(f"forks of {stream} stay; every store may have acknowledged alone since the snapshot")
+    after = replace(before, epoch=max(before.epoch, floor), cluster=cluster)
+    return Recovery(after, floor, forks, heads, tuple(changes))
 
 
 async def recover(outside: Outside, audit: Audit, found: Recovery, *, actor: str, confirm: str) -> None:

@@ -368,11 +368,12 @@ async def test_leases_have_whole_seconds(w: World) -> None:
 
 
 @for_every_backend
-async def test_a_keep_alive_says_in_which_term_it_was_answered(w: World) -> None:
+async def test_answers_say_which_cluster_gave_them_and_in_which_term(w: World) -> None:
     c = w.connect()
     lease = await c.grant(3)
     read = await c.txn([], [Get("/k")])
     assert (await c.keep_alive(lease.id)).term == read.term > 0
+    assert read.cluster == (await c.status()).cluster_id
 
 
 @for_every_backend

@@ -65,7 +65,7 @@ class MemoryCluster:
         branch = then if succeeded else otherwise
         self._require_leases(branch)
         items = self._apply(branch)
-        return TxnResult(succeeded, items, self.revision, self.term)
+        return TxnResult(succeeded, items, self.revision, self.term, self.name)
 
     def read(self, key: str) -> Item | None:
         """Reads one key."""
@@ -133,9 +133,11 @@ class MemoryCluster:
         leases = {key: lease.ttl_seconds for key, lease in self._leases.items()}
         return ClusterSnapshot(self.revision, dict(self._items), leases)
 
-    def restore(self, snapshot: ClusterSnapshot) -> None:
-        """A new cluster made from a backup: revisions and term go back, leases start anew, alarms are gone."""
+    def restore(self, snapshot: ClusterSnapshot, *, name: str | None = None) -> None:
+        """A new cluster made from a backup: revisions and term go back, leases start anew, alarms are gone. ``name``: its new
+        id, as `etcdutl snapshot restore` gives one; None keeps the old id (disks that were rolled back)."""
         now = self._clock.monotonic()
+        self.name = name or self.name
         self.revision = snapshot.revision
         self._items = dict(snapshot.items)
         self._leases = {key: _LeaseState(key, ttl, now + ttl) for key, ttl in snapshot.leases.items()}
