@@ -68,12 +68,12 @@ class Delivery:
         self._putting: Counter[str] = Counter()
         """Puts that hold or await their agent's turn."""
         self._drainer: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def close(self) -> None:
         """Cancels what is in flight."""
-        if self._drainer is not None:
-            self._drainer.cancel()
-            await asyncio.gather(self._drainer, return_exceptions=True)
+        self._closed = True
+        await self._stop_draining()
         for lane in self._lanes.values():
             await lane.close()
 
@@ -265,6 +265,17 @@ class Delivery:
     async def drain(self, deadline: float) -> int:
         """Sends what is spooled, in order per agent. Returns how many records were settled (sent, or refused and set aside).
         Raises Unavailable or OutcomeUnknown when a controller stops answering."""
+        in_background = self._drainer is not None and not self._drainer.done()
+        try:
+            # Ours goes first: behind the one in the background, which may hold a turn for longer than our caller waits, nothing
+            # would be tried, and the caller would be told of a turn where an outcome is unknown.
+            await self._stop_draining()
+            return await self._drain(deadline)
+        finally:
+            if in_background:
+                self.start_draining()
+
+    async def _drain(self, deadline: float) -> int:
         settled = 0
         for agent in self.spool.agents() if self.spool is not None else ():
             assert self.spool is not None
@@ -295,13 +306,20 @@ class Delivery:
 
     def start_draining(self) -> None:
         """In the background, for as long as anything waits."""
-        if self._drainer is None or self._drainer.done():
+        if not self._closed and (self._drainer is None or self._drainer.done()):
             self._drainer = asyncio.get_running_loop().create_task(self._drain_for_ever())
+
+    async def _stop_draining(self) -> None:
+        """What it has sent may still be taken: put again, it is answered as a duplicate."""
+        drainer, self._drainer = self._drainer, None
+        if drainer is not None:
+            drainer.cancel()
+            await asyncio.gather(drainer, return_exceptions=True)
 
     async def _drain_for_ever(self) -> None:
         while self.spool is not None and self.spool.agents():
             try:
-                await self.drain(self._caller.deadline(None))
+                await self._drain(self._caller.deadline(None))
             except (Unavailable, StaleEpoch):
                 await self._clock.sleep(self._random.uniform(0.5, 1.0))
 
@@ -334,6 +352,7 @@ def _problem(letter: Letter) -> Refused | None:
         return None
     hint = "correct the named field"
     if len(letter.body) > DEFAULT_LIMITS.body_bytes:
+        found = f"the body has {len(letter.body)} bytes, allowed are {DEFAULT_LIMITS.body_bytes}"
         hint = "keep large artefacts in object storage and record their address"
     return Refused(f"record {ascii(letter.id)[:120]} of agent {ascii(letter.agent)[:120]}: {found}", hint=hint)
 

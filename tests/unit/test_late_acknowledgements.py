@@ -11,7 +11,7 @@ import pytest
 from controller.agent import AsyncCheckpoints, NotAllAcknowledged, Spool
 from controller.agent.client import SPOOLED
 from controller.agent.spool import Letter
-from controller.errors import OutcomeUnknown, Refused
+from controller.errors import DrError, OutcomeUnknown, Refused
 from controller.lab.virtual_time import VirtualClock, run_virtual
 from tests.support.agent_wire import Store, WireController, WireTransport
 
@@ -113,6 +113,27 @@ def test_a_spooled_record_stays_spooled_until_somebody_with_a_right_has_it(tmp_p
             assert spool.waiting("agent") == 1
             world.controller.right_seconds = 5.0
             await client.drain()
+            assert spool.waiting("agent") == 0
+            assert spool.rejected() == ()
+        spool.close()
+
+    run_virtual(story())
+
+
+def test_a_drain_that_is_asked_for_goes_before_the_one_in_the_background_which_goes_on_after_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        spool = Spool(tmp_path / "spool.db")
+        world = World(spool=spool)
+        world.controller.right_seconds = 0.0
+        async with world.client as client:
+            assert (await client.put("agent", "1", b"body", timeout_seconds=1.0)).status == SPOOLED
+            await VirtualClock().sleep(0.5)  # the one in the background has the turn
+            with pytest.raises(DrError) as caught:
+                await client.drain(timeout_seconds=1.0)
+            assert "still being sent" not in str(caught.value)
+            assert spool.waiting("agent") == 1
+            world.controller.right_seconds = 5.0
+            await VirtualClock().sleep(60.0)
             assert spool.waiting("agent") == 0
             assert spool.rejected() == ()
         spool.close()
