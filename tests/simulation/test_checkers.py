@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from controller.runtime import tenure
 from controller.runtime.documents import Seen
 from controller.runtime.takeover import Takeover
 from controller.stream import pump as pumping
+from controller.stream.batcher import Queue
+from controller.stream.log import Log
 from controller.stream.pump import Pump, Upstream
-from controller.stream.writer import StreamWriter
 from tests.simulation import bounds
 from tests.simulation.chaos import recover_etcd
 from tests.simulation.test_guards import (
@@ -123,6 +124,19 @@ async def agents_write_faster_than_any_store(world: World) -> None:
     for number in range(400):
         world.spawn(world.put(f"eager-{number}", "1", world.rng.randbytes(2048)))
     await world.wait(3.0)
+
+
+async def agents_keep_writing_while_no_store_answers(world: World) -> None:
+    """Each wave fits into the queue, and nothing leaves the log."""
+    world.changes["stream"] = {"queue_max_bytes": 64 * 1024, "segment_max_bytes": 16 * 1024}
+    bounds.gauge_queues(world)
+    await world.served()
+    for region in (HOME, TARGET, THIRD):
+        world.cut(region)
+    for wave in range(30):
+        for number in range(10):
+            world.spawn(world.put(f"steady-{wave}-{number}", "1", world.rng.randbytes(2048)))
+        await world.wait(0.2)
 
 
 async def a_move_is_called_off_and_the_holder_dies(world: World) -> None:
@@ -246,8 +260,14 @@ def anybody_acquires(authority: Seen[Authority] | None, holder: Holder | None, r
     return None if authority is not None and holder is None else "somebody holds it"
 
 
-def unbounded(self: StreamWriter, size: int) -> None:
-    """``_check_open`` without its bounds."""
+def always_room(queue: Queue, weights: Sequence[int], bound: int) -> str | None:
+    """``lacks_room`` without its bounds."""
+    return None
+
+
+def never_full(log: Log) -> str | None:
+    """``full`` without its bounds."""
+    return None
 
 
 async def skip_the_third(pump: Pump, store: RegionStore, up: Upstream, depth: int) -> None:
@@ -297,9 +317,10 @@ CASES = (
     Case(
         "queues-without-bound",
         agents_write_faster_than_any_store,
-        patched((StreamWriter, "_check_open", unbounded)),
+        patched((Queue, "lacks_room", always_room)),
         "queues-bounded",
     ),
+    Case("log-without-bound", agents_keep_writing_while_no_store_answers, patched((Log, "full", never_full)), "queues-bounded"),
     Case(
         "barrier-stays-after-an-abort",
         a_move_is_called_off_and_the_holder_dies,
