@@ -44,7 +44,7 @@ from controller.domain.plan import (
     digest,
 )
 from controller.domain.promotion import TRANSITIONS, Event, PlanRecord, State, move
-from controller.errors import ApprovalRequired, NotActive, NotFound, Refused
+from controller.errors import ApprovalRequired, FenceLost, NotActive, NotFound, Refused
 from controller.ports import Identity
 from controller.runtime.active import Active
 from controller.runtime.archive import Archive
@@ -257,6 +257,18 @@ class FakeService:
             self.bodies[frame.record.agent, frame.record.id] = (frame.record, frame.payload)
             acks.append(Ack(frame.record.agent, frame.record.id, "duplicate" if known else "acknowledged", 1043, 1))
         return IngestAnswer(7, self.right_seconds, tuple(acks))
+
+    async def peer_ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
+        return await self.ingest(frames)
+
+    async def peer_write(self, region: str, instance: str, epoch: int, frames: Sequence[Frame]) -> tuple[Ack, ...]:
+        if (region, instance, epoch) != (self.region, self.instance, 7):
+            raise FenceLost(f"{region}/{instance} in epoch {epoch} does not lead", epoch=7)
+        return (await self.ingest(frames)).acks
+
+    def peer_positions(self) -> Mapping[str, int]:
+        self._need_active()
+        return {"s00": 1043}
 
     async def settle(self, agent: str | None = None) -> None:
         self._need_active()
