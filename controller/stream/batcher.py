@@ -70,6 +70,7 @@ class Queue:
     _small_bytes: int = 0
     _behind: deque[Entry] = field(default_factory=deque)
     """Large records, and what came after them of the same agents."""
+    _large_bytes: int = 0
     _agents_behind: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -78,6 +79,8 @@ class Queue:
     def add(self, entry: Entry) -> None:
         """At the end."""
         self.bytes += entry.weight
+        if entry.weight >= LARGE_BYTES:
+            self._large_bytes += entry.weight
         agent = entry.frame.record.agent
         if entry.weight >= LARGE_BYTES or agent in self._agents_behind:
             self._behind.append(entry)
@@ -88,11 +91,10 @@ class Queue:
 
     def lacks_room(self, weights: Sequence[int], bound: int) -> str | None:
         """Why records of these weights may not wait here, or None. Large records and small ones have a bound each, so that
-        neither keeps the other out; one large record may always wait."""
+        neither keeps the other out; one large record may always wait. Small ones behind a large one count as small."""
         large = sum(weight for weight in weights if weight >= LARGE_BYTES)
         small = sum(weights) - large
-        behind = self.bytes - self._small_bytes
-        for waiting, size in ((self._small_bytes, small), (behind, large)):
+        for waiting, size in ((self.bytes - self._large_bytes, small), (self._large_bytes, large)):
             if waiting and size and waiting + size > bound:
                 return f"{waiting} bytes wait for a segment and the bound is {bound}"
         return None
@@ -122,6 +124,7 @@ class Queue:
             self._small_bytes += first.weight
             return self._fill()
         self.bytes -= first.weight
+        self._large_bytes -= first.weight
         return [first]
 
     def _next_behind(self) -> Entry:
@@ -152,5 +155,5 @@ class Queue:
         self._small.clear()
         self._behind.clear()
         self._agents_behind.clear()
-        self.bytes = self._small_bytes = 0
+        self.bytes = self._small_bytes = self._large_bytes = 0
         return left

@@ -156,3 +156,14 @@ def test_small_records_and_large_ones_do_not_keep_each_other_out() -> None:
     queue.add(entry("b", "r3", bound - 20, 3.0))
     assert queue.lacks_room([5, 5], bound) is None
     assert "the bound is" in str(queue.lacks_room([5, 6], bound))
+
+
+def test_small_records_behind_a_large_one_of_their_agent_are_bounded_like_other_small_ones() -> None:
+    bound = LARGE_BYTES
+    queue = Queue(segment_max_bytes=1000, segment_max_records=10)
+    queue.add(entry("big", "r1", LARGE_BYTES, 1.0))
+    queue.add(entry("big", "r2", bound - 10, 2.0))
+    assert queue.lacks_room([10], bound) is None
+    assert "the bound is" in str(queue.lacks_room([11], bound))
+    assert [one.frame.record.id for one in queue.take(large=True)] == ["r1"]
+    assert queue.lacks_room([LARGE_BYTES], bound) is None
