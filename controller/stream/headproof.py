@@ -78,7 +78,7 @@ async def _reach(seen: Examined, store: RegionStore, others: Mapping[str, Head])
     head = seen.sane
     assert head is not None
     known = max((other.seq for other in others.values()), default=0)
-    if head.seq <= known:
+    if head.seq <= known or _keeps_nothing(head):
         return
     last = await _last_object(store, head)
     if head.seq > max(last, known):
@@ -120,10 +120,27 @@ async def _turns(seen: Examined, store: RegionStore, known: Head) -> None:
     seen.sane = replace(head, epochs=cut(known.epochs, head.seq))
 
 
+def _keeps_nothing(head: Head) -> bool:
+    """Its base is the segment after its last one, as retention or a re-seed leaves it: both chains are that of its last one."""
+    return head.base == head.seq + 1 and head.base_chain == head.chain
+
+
 async def _begins(seen: Examined, store: RegionStore, known: Head | None) -> None:
     """Its base: the segment is there and follows the chain that the head says."""
     head = seen.sane
     assert head is not None
+    if _keeps_nothing(head):
+        return
+    if head.base == head.seq + 1:
+        seen.faults.append(
+            f"its base is {head.base:,}, after its last segment, and its base_chain is {head.base_chain[:12]}… and its chain "
+            f"{head.chain[:12]}…; they would be the same"
+        )
+        if head.seq == 0 or (known is None and head.base_chain == GENESIS):
+            seen.sane = replace(head, base=1, base_chain=GENESIS)
+        elif known is not None and known.base <= head.base:
+            seen.sane = replace(head, base=known.base, base_chain=known.base_chain)
+        return
     if head.seq == 0 or not 1 <= head.base <= head.seq:
         if head.seq and known is not None:
             seen.sane = replace(head, base=known.base, base_chain=known.base_chain)

@@ -34,6 +34,8 @@ MAX_DOUBTED = 3
 """Sound segments behind a damaged run whose own word is doubted, one after the other."""
 MAX_MISSING = 20
 """Segments of a salvage that are missing one after the other before the rest is not looked for."""
+MAX_MOVED = 20
+"""Times that the head may move under the walk before it gets any further: the verification is interrupted then."""
 LISTED = 5
 """Records that a problem names in its detail."""
 
@@ -98,9 +100,10 @@ class Walk:
         self, ask: Callable[[], Awaitable[Head]], tell: Callable[[int, int], None] = lambda _seq, _goal: None
     ) -> Head:
         """To the end of the head that ``ask`` gives, which is asked for again when it moved meanwhile. Returns it.
-        Raises Unavailable (go on later), Corrupt when the head itself cannot be walked along."""
+        Raises Unavailable (go on later; also when the head moves again and again), Corrupt when it cannot be walked along."""
         self._ask = ask
-        while True:
+        furthest, moved = -1, 0
+        while moved <= MAX_MOVED:
             head = await ask()
             self._next = None
             try:
@@ -109,11 +112,17 @@ class Walk:
                 while seq < head.seq:
                     began = self._clock.monotonic()
                     seq = await self._step(head, seq + 1)
+                    if seq > furthest:
+                        furthest, moved = seq, 0
                     tell(seq, head.seq)
                     await self._clock.sleep(PAUSE_SHARE * (self._clock.monotonic() - began))
                 return head
             except Moved:
-                continue
+                moved += 1
+        raise Unavailable(
+            f"the head of stream {self._stream} in {self._store.region} moved {moved} times and the walk got no further than "
+            f"segment {max(furthest, 0):,}"
+        )
 
     def _align(self, head: Head) -> None:
         """Goes on where the last walk stood, as far as that still is this history."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from controller.domain.model import EpochStart, Frame, NamedSnapshot, Salvage, SnapshotRef
-from controller.errors import Conflict, DrError, NotFound
+from controller.domain.model import EpochStart, Frame, Head, NamedSnapshot, Salvage, SnapshotRef
+from controller.errors import Conflict, DrError, NotFound, Unavailable
 from controller.stream.segment import Segment, encode_segment, frame_offsets
+from controller.stream.verify import Walk
 from controller.stream.view import View
 from tests.support.damage import HOME, REGIONS, Copies, head_of, only, whole
-from tests.support.segments import History
+from tests.support.segments import GROUP, History
 
 FAR = REGIONS[2]
 
@@ -93,6 +95,7 @@ HEAD_FIELDS = ["seq", "epoch", "chain", "base", "base_chain", "received_at", "re
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(HEAD_FIELDS), bit=st.integers(0, 44), where=st.integers(0, 63), seed=st.integers(0, 10**6))
+@example(field="base", bit=3, where=0, seed=0)  # 1 -> 9 in a history of 8 segments: one after the last
 async def test_every_flipped_bit_of_a_head_is_found(
     tmp_path_factory: pytest.TempPathFactory, field: str, bit: int, where: int, seed: int
 ) -> None:
@@ -116,6 +119,56 @@ async def test_every_flipped_bit_of_a_head_is_found(
     assert found.state == "done", found
     assert found.count >= 1, (field, value, changed)
     assert {problem.what for problem in found.problems} <= {"head"}, found.problems
+
+
+async def test_a_store_that_keeps_no_segment_is_whole_and_a_flipped_bit_in_either_of_its_chains_is_found(
+    tmp_path: Path,
+) -> None:
+    for number, others in enumerate([1, 9]):  # what the other regions keep
+        copies = Copies(history(), tmp_path / str(number))
+        store = copies.stores[HOME]
+        for region in REGIONS[1:]:
+            copies.stores[region].heads["0"] = head_of(copies.history, base=others)
+        head = head_of(copies.history, base=9)
+        assert (head.seq, head.base_chain) == (8, head.chain)
+        store.heads["0"] = head
+        copies.view.forget("0", 9, head.chain)
+        for seq in range(1, 9):
+            copies.drop(seq)
+        found = await copies.verify()
+        assert whole(found), found.problems
+        for name in ("chain", "base_chain"):
+            value = getattr(head, name)
+            store.heads["0"] = replace(head, **{name: ("0" if value[0] != "0" else "1") + value[1:]})
+            found = await copies.verify()
+            assert found.state == "done"
+            assert "head" in {problem.what for problem in found.problems}
+
+
+async def test_a_base_behind_the_last_segment_is_found_without_another_region(tmp_path: Path) -> None:
+    copies = Copies(history(), tmp_path)
+    for region in REGIONS[1:]:
+        copies.gates[region].cut = True
+    store = copies.stores[HOME]
+    store.heads["0"] = replace(store.heads["0"], base=9)
+    found = await copies.verify()
+    assert only(found).what == "head"
+    assert found.streams[0].records == 24
+
+
+async def test_a_head_that_moves_again_and_again_interrupts_the_walk(tmp_path: Path) -> None:
+    copies = Copies(history(), tmp_path)
+    for region in REGIONS:
+        copies.drop(1, region)
+    heads = itertools.cycle([head_of(copies.history), head_of(copies.history, base=3)])
+
+    async def ask() -> Head:
+        return next(heads)
+
+    proof = await copies.verifier.open(HOME)
+    with pytest.raises(Unavailable, match="moved 21 times"):
+        await Walk(copies.clients[HOME], {}, proof, "0", GROUP, copies.clock).run(ask)
+    proof.close()
 
 
 @pytest.mark.parametrize("part", ["first_seq", "last_seq", "last_chain", "object"])
