@@ -287,6 +287,7 @@ class Lab:
                 region=self.topology.home,
                 stores=[region.name for region in self.topology.regions],
                 actor="lab",
+                streams=int(str(self.topology.document.get("stream", {}).get("streams", 1))),
             )
         finally:
             await coordinator.close()

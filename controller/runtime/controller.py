@@ -248,6 +248,15 @@ class Controller(Desk):
 
     async def run(self) -> None:
         """Runs all loops until cancelled. Raises what is a bug or a misconfiguration."""
+        try:
+            await self._run_loops()
+        except BaseExceptionGroup as group:
+            told = next((error for error in group.exceptions if isinstance(error, DrError)), None)
+            if told is None:
+                raise
+            raise told from group  # the one that says what to do; the other loops were cancelled because of it
+
+    async def _run_loops(self) -> None:
         settings = self._settings
         async with asyncio.TaskGroup() as group:
             group.create_task(self._loop("duty", settings.etcd.tick_seconds, self._duty), name="duty")
