@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from controller.errors import Unavailable
+from controller.errors import Refused, Unavailable
 from controller.lab import demo_report as report
 from controller.lab import work
 from controller.lab.demo_commands import command
@@ -45,9 +45,15 @@ the kill (the command needs a second of its own) is what the promotion will lose
 
 
 class Demo(Stage):
-    """One run. ``play`` goes through all acts and always takes the lab down."""
+    """One run. ``play`` goes through all acts and always takes the lab down. Raises Refused for a group of several streams: its
+    checks count one history and one active instance."""
 
     def __init__(self, topology: Topology, options: Options) -> None:
+        streams = topology.document.get("stream", {}).get("streams", 1)
+        if streams != 1:
+            raise Refused(
+                f"stream.streams = {streams}: the demo's checks count one stream", hint="try several with `drctl lab up`"
+            )
         super().__init__(topology, options)
         self.ledgers = Ledgers(self.lab.hosts)
         self.stream = ""
