@@ -102,13 +102,14 @@ def _rates(found: dict[str, Any]) -> str:
     for case in found["cases"]:
         mine, peer = case["detail"]["cpu_us"], case["peer_detail"]["cpu_us"]
         all_mine, all_peer = sum(mine.get(part, 0.0) for part in parts), sum(peer.values())
+        known = min(peer.values()) >= 0  # below: a process of the peer ended inside its window, and its time went with it
         rows.append((
             f"{case['size']}, {case['agents']} agents",
             *(number(mine.get(part, 0.0)) for part in parts),
             number(all_mine),
             number(100 * case["detail"]["cpu_share"]["controller"]),
-            f"{number(peer['peer'])} + {number(peer['stores'])}",
-            f"{all_peer / all_mine:.1f} ×",
+            f"{number(peer['peer'])} + {number(peer['stores'])}" if known else "not known",
+            f"{all_peer / all_mine:.1f} ×" if known else "–",
         ))  # fmt: skip
     head = ("states", *parts, "together", "holder's share of a core, %", "peer + its stores", "peer / ours")
     text += "CPU per checkpoint by process, µs (less noisy than rates, when others use the machine):\n\n" + table(head, rows)
