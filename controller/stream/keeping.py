@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from controller.domain.model import CatalogueEntry, FramePlace, Kind, Record
 from controller.stream.limits import MAX_CHAIN
 from controller.stream.live import live
-from controller.stream.view import View
+from controller.stream.view import View, record_of
 
 _COLUMNS = (
     "r.no, r.id, r.kind, r.sha256, r.size, r.parent, r.created_at, r.received_at, r.copies, r.attempt, r.meta, r.ord, "
@@ -87,7 +85,7 @@ class Keeping:
         if oldest is None or oldest[0] is None or oldest[0] >= base:
             return []
         rows = self._all(agent, base) if oldest[1] else self._newest(agent, base)
-        records = {row[1]: (_record(name, row), row) for row in rows}
+        records = {row[1]: (record_of((name, *row[1:])), row) for row in rows}
         kept = set(live([record for record, _ in records.values()]))
         kept |= {
             record.id
@@ -178,26 +176,9 @@ class Keeping:
                 "JOIN agents a ON a.no=r.agent WHERE d.stream=:stream AND d.seq=:seq AND d.base NOTNULL AND r.seq<:base",
                 {"base": base, "stream": no, "seq": seq},
             )
-            found.update({row[0]: Old(_record(row[13], row), _origin(row[11])) for row in rows if not row[12]})
+            found.update({row[0]: Old(record_of((row[13], *row[1:])), _origin(row[11])) for row in rows if not row[12]})
         return list(found.values()), seqs[-1][0] if seqs else after_seq
 
 
 def _origin(order: int) -> str:
     return f"{order >> _ORDINAL_BITS}.{order & ((1 << _ORDINAL_BITS) - 1)}"
-
-
-def _record(agent: str, row: Any) -> Record:
-    _, record_id, kind, sha256, size, parent, created_at, received_at, copies, attempt, meta = row[:11]
-    return Record(
-        agent=agent,
-        id=record_id,
-        kind=kind,
-        sha256=sha256.hex(),
-        size=size,
-        parent=parent,
-        created_at=created_at,
-        received_at=received_at,
-        copies=copies,
-        attempt=attempt,
-        meta={} if meta is None else msgspec.msgpack.decode(meta, type=dict[str, str]),
-    )

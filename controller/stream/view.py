@@ -357,25 +357,25 @@ class View:
     def record(self, agent: str, id: str) -> Record | None:  # noqa: A002
         """The record without its body."""
         row = self._row(agent, id)
-        return None if row is None else _record(row)
+        return None if row is None else record_of(row)
 
     def read(self, agent: str, id: str) -> tuple[Record, bytes] | None:  # noqa: A002
         """Record and body when the body is warm. None when the record is not known *or its body is not warm*: ``record`` or
         ``has`` tells the two apart, ``reader.read_record`` serves both. Raises Corrupt when the warm body is damaged."""
         row = self._row(agent, id)
         body = None if row is None else self._warm(row)
-        return None if body is None else (_record(row), body)
+        return None if body is None else (record_of(row), body)
 
     def latest_record(self, agent: str, kind: str = Kind.CHECKPOINT) -> Record | None:
         """The newest record of a kind without its body; None when the agent has none."""
         row = self._newest(agent, kind)
-        return None if row is None else _record(row)
+        return None if row is None else record_of(row)
 
     def latest(self, agent: str, kind: str = Kind.CHECKPOINT) -> tuple[Record, bytes] | None:
         """The newest record of a kind; None when the agent has none. Raises Unavailable when there is one whose body is not
         warm or could not be verified: never mistaken for an agent without state."""
         row = self._newest(agent, kind)
-        return None if row is None else (_record(row), self._warm_or_raise(row))
+        return None if row is None else (record_of(row), self._warm_or_raise(row))
 
     def restorable(self, agent: str) -> Record | None:
         """The newest checkpoint that was decoded and hashed here with all that it stands on (``live.whole``: a state that is
@@ -384,11 +384,11 @@ class View:
             f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.kind=? AND r.verified > 0 ORDER BY r.ord DESC, r.no DESC LIMIT 1",
             (agent, Kind.CHECKPOINT),
         )
-        newest = _record(rows[0]) if rows else None
+        newest = record_of(rows[0]) if rows else None
         if newest is None or NEEDS not in newest.meta:
             return newest
         every = [
-            _record(row)
+            record_of(row)
             for row in self._tables.all(
                 f"SELECT {_RECORD} {_FROM} WHERE a.name=? AND r.verified > 0 ORDER BY r.ord DESC, r.no DESC", (agent,)
             )
@@ -403,7 +403,7 @@ class View:
         ):
             row = self._tables.one(f"SELECT {_RECORD} {_FROM} WHERE r.no=?", (no,))
             if row is not None:
-                yield _record(row), self._warm_or_raise(row)
+                yield record_of(row), self._warm_or_raise(row)
 
     def records(self, agent: str, limit: int = 100, before: str | None = None) -> tuple[Record, ...]:
         """An agent's records, newest first; only those older than the record ``before``. Raises NotFound for an unknown
@@ -420,7 +420,7 @@ class View:
             f"SELECT {_RECORD} {_FROM} WHERE a.name=?{older[0]} ORDER BY r.ord DESC, r.no DESC LIMIT ?",
             (agent, *older[1], limit),
         )
-        return tuple(_record(row) for row in rows)
+        return tuple(record_of(row) for row in rows)
 
     def tail(self, stream: str, after_seq: int) -> Iterator[tuple[int, Record]]:
         """(seq, record) of everything that first appeared in segments after ``after_seq``, in stream order, in pages."""
@@ -433,7 +433,7 @@ class View:
                 (no, *at),
             )
             for row in rows:
-                yield int(row[11]), _record(row)
+                yield int(row[11]), record_of(row)
             if len(rows) < _PAGE:
                 return
             at = rows[-1][11], rows[-1][12]
@@ -476,7 +476,7 @@ class View:
         if not places:
             return None
         _, name, seq, epoch, ordinal, base = places[0]
-        return Link(_record(row), SegmentRef(name, seq, epoch), ordinal, base)
+        return Link(record_of(row), SegmentRef(name, seq, epoch), ordinal, base)
 
     def admit(self, agent: str, id: str, body: bytes) -> None:  # noqa: A002
         """Gives a body back: it stays warm when the record is among the newest, else until the next ``apply``.
@@ -586,7 +586,8 @@ class View:
         return body
 
 
-def _record(row: Any) -> Record:
+def record_of(row: Any) -> Record:
+    """A row that begins with the agent's name and the record's columns, in the order of ``_RECORD``."""
     agent, record_id, kind, sha256, size, parent, created_at, received_at, copies, attempt, meta = row[:11]
     return Record(
         agent=agent,

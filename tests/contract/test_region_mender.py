@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,28 +11,10 @@ from controller.domain.model import EpochStart, Fence, Head, SegmentRef, Snapsho
 from controller.errors import Conflict, Corrupt, FenceLost, NotFound, Refused
 from controller.lab.aws import AwsStandIn
 from controller.ports import RegionStore
-from tests.support.stores import TABLE, AwsWorld, MemoryWorld, World, link, next_commit, stand_in, token
+from tests.support.stores import TABLE, AwsWorld, World, link, next_commit, token
 
 S = "s0"
 REF = SegmentRef(S, 1, 1)
-
-
-@pytest.fixture(scope="session")
-def aws() -> Iterator[AwsStandIn]:
-    with stand_in() as server:
-        yield server
-
-
-@pytest.fixture(params=["memory", pytest.param("ministack", marks=pytest.mark.aws)])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made: World = MemoryWorld() if request.param == "memory" else AwsWorld(request.getfixturevalue("aws").endpoint)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def store(world: World) -> RegionStore:
-    return await world.client()
 
 
 # ------------------------------------------------------------------------------------------------------------- objects

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -15,29 +15,10 @@ from controller.adapters.memory.region_store import MemoryStore
 from controller.adapters.region_store import AwsRegionStore
 from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, Salvage, SegmentRef
 from controller.errors import Conflict, Corrupt, DrError, FenceLost, NotFound, Refused
-from controller.lab.aws import AwsStandIn
 from controller.ports import RegionStore
-from tests.support.stores import AwsWorld, MemoryWorld, World, check_history, link, next_commit, stand_in, token
+from tests.support.stores import AwsWorld, MemoryWorld, World, check_history, link, next_commit, token
 
 S = "s0"
-
-
-@pytest.fixture(scope="session")
-def aws() -> Iterator[AwsStandIn]:
-    with stand_in() as server:
-        yield server
-
-
-@pytest.fixture(params=["memory", pytest.param("ministack", marks=pytest.mark.aws)])
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made: World = MemoryWorld() if request.param == "memory" else AwsWorld(request.getfixturevalue("aws").endpoint)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def store(world: World) -> RegionStore:
-    return await world.client()
 
 
 async def grown(store: RegionStore, epoch: int, segments: int) -> Head:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
-import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +12,10 @@ import pytest
 from controller.agent.sessions import ReplicatedSession
 from controller.agent.state import load_state_blocking, save_state_blocking
 from controller.agent.sync import Checkpoints
-from controller.cli import main
 from controller.cli.render import exact_time
 from controller.domain.model import Beat, Running
+from tests.support.drctl import Drctl, Result
 from tests.support.served import GROUP, REGIONS, ServedController
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Drctl = Callable[..., Result]
-
-
-@pytest.fixture
-def drctl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Drctl:
-    for name in ("DRCTL_PRINCIPAL", "DR_CONFIG", "DRCTL_DEBUG", "DRCTL_ENDPOINTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-
-    def call(*argv: str | Path) -> Result:
-        capsys.readouterr()
-        code = main.run([str(arg) for arg in argv])
-        seen = capsys.readouterr()
-        return Result(code, seen.out, seen.err)
-
-    return call
 
 
 @pytest.fixture

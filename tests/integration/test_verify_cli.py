@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from controller.agent.sync import Checkpoints
-from controller.cli import main
 from controller.domain.model import SegmentRef
 from controller.stream.segment import frame_offsets
+from tests.support.drctl import Drctl
 from tests.support.served import REGIONS, ServedController
 
 
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Drctl = Callable[..., Result]
-
-
-@pytest.fixture
-def drctl(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Drctl:
-    for name in ("DRCTL_PRINCIPAL", "DR_CONFIG", "DRCTL_DEBUG", "DRCTL_ENDPOINTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+@pytest.fixture(autouse=True)
+def asks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.cli.verify.POLL_SECONDS", 0.02)
-
-    def call(*argv: str | Path) -> Result:
-        capsys.readouterr()
-        code = main.run([str(arg) for arg in argv])
-        seen = capsys.readouterr()
-        return Result(code, seen.out, seen.err)
-
-    return call
 
 
 @pytest.fixture
