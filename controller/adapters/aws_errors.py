@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 from botocore import exceptions as sdk
 
+from controller.domain.text import visible
 from controller.errors import Corrupt, DrError, Misconfigured, NotFound, OutcomeUnknown, Refused, Unavailable
 
 SDK_ERRORS: tuple[type[BaseException], ...] = (sdk.ClientError, sdk.BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
@@ -133,5 +134,5 @@ def _never_sent(error: BaseException) -> bool:
 
 
 def _short(text: object) -> str:
-    """One printable line of at most 300 characters: error texts come from outside and end in logs and terminals."""
-    return "".join(c if c.isprintable() else " " for c in str(text))[:300]
+    """One printable line: error texts come from outside and end in logs and terminals."""
+    return visible(text, 300)

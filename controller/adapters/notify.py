@@ -1,7 +1,7 @@
 """Pages to people: a webhook, the log, or several at once. Best effort and bounded; never the basis of a decision.
 
 Pages contain names that agents and strangers chose (agent names, error texts). Control, bidirectional and invisible
-characters are therefore written as ``\\u202e`` and the like, and lengths are capped, before anything leaves this process.
+characters are therefore shown as escapes, and lengths are capped (``domain/text.py``), before anything leaves this process.
 """
 
 from __future__ import annotations
@@ -9,53 +9,32 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import unicodedata
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
+from controller.domain.text import MAX_LINE_CHARS, visible
 from controller.errors import DrError, Misconfigured, Unavailable
 from controller.ports import Page, Pager
 
-MAX_LINE = 200
-"""Characters of a page's key, severity, title and runbook."""
 MAX_BODY = 4000
 """Characters of a page's body. With escapes a page stays under 64 KiB."""
 
-_CUT = " … (cut)"
 _METADATA = frozenset({ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")})
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def escaped(text: str, limit: int, *, lines: bool = False) -> str:
-    """The text without anything that steers a terminal or a reader's eye, at most ``limit`` characters before escaping.
-
-    ``lines``: keep line feeds. Escaped are the Unicode categories C* (control, bidi, zero width, unassigned), Zl and Zp.
-    """
-    shown = text if len(text) <= limit else text[: limit - len(_CUT)] + _CUT
-    return "".join(char if (lines and char == "\n") or _is_plain(char) else _escape(char) for char in shown)
-
-
-def _is_plain(char: str) -> bool:
-    return char.isprintable() or unicodedata.category(char) == "Zs"
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
-
-
 def as_fields(page: Page) -> dict[str, str]:
     """The page as it leaves this process."""
     return {
-        "key": escaped(page.key, MAX_LINE),
-        "severity": escaped(page.severity, MAX_LINE),
-        "title": escaped(page.title, MAX_LINE),
-        "body": escaped(page.body, MAX_BODY, lines=True),
-        "runbook": escaped(page.runbook, MAX_LINE),
+        "key": visible(page.key, MAX_LINE_CHARS),
+        "severity": visible(page.severity, MAX_LINE_CHARS),
+        "title": visible(page.title, MAX_LINE_CHARS),
+        "body": visible(page.body, MAX_BODY, keep="\n"),
+        "runbook": visible(page.runbook, MAX_LINE_CHARS),
     }
 
 
@@ -188,5 +167,5 @@ class MultiPager:
             elif pager in self._counting:
                 reached = True
         if not reached:
-            what = f"nobody was paged for {escaped(page.key, MAX_LINE)}"
+            what = f"nobody was paged for {visible(page.key, MAX_LINE_CHARS)}"
             raise Unavailable(f"{what}: {'; '.join(reasons)}", hint="call people by hand")

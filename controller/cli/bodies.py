@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from controller.runtime.wording import visible
+from controller.domain.text import visible
 
 MAX_DEPTH = 64
 MAX_LINES = 200

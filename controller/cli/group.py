@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from controller.cli import render
 from controller.cli.session import OutputOption, session
 
 T = TypeVar("T")
@@ -92,7 +93,8 @@ def recover(
     if here.emit(found):
         return
     for change in found.changes or ("nothing: etcd knows everything that the stores know",):
-        here.console.print(f"{'wrote' if confirm and found.changes else 'would write'}  {change}", soft_wrap=True)
+        words = "wrote" if confirm and found.changes else "would write"
+        here.console.print(render.text(f"{words}  {change}", limit=1000), soft_wrap=True)
     if found.changes and not confirm:
         command = f"drctl recover{' --restored' if restored else ''} --confirm {settings.group}"
         here.console.print(f"when you have compared the stores: {command}", soft_wrap=True)

@@ -18,9 +18,10 @@ from controller.cli.export import Folder
 from controller.cli.progress import Meter
 from controller.cli.session import ConfigOption, EndpointOption, OutputOption, Session, parse_time, session
 from controller.domain.model import Kind
+from controller.domain.text import visible
 from controller.errors import Corrupt, NotFound, Refused
 from controller.runtime.archive_documents import AsOf, CheckpointSeen
-from controller.runtime.wording import size, visible
+from controller.runtime.wording import size
 
 PAGE = 500
 

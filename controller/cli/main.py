@@ -18,8 +18,8 @@ import typer
 from controller.cli import group, history, look, ops, plans, restore, verify
 from controller.cli.client import Usage
 from controller.cli.session import ConfigOption, EndpointOption, Interrupted, Output, OutputOption, Session, session
+from controller.domain.text import MAX_TEXT_CHARS, visible
 from controller.errors import DrError
-from controller.runtime.wording import MAX_TEXT_CHARS, visible
 
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """The command-line parser's own error; its module differs between versions of typer."""

@@ -27,9 +27,10 @@ from controller.cli.session import (
 from controller.domain.approval import APPROVE, NAMESPACE, REFUSE, statement
 from controller.domain.plan import PLAN_FORMAT, canonical_bytes
 from controller.domain.promotion import PlanRecord, State
+from controller.domain.text import visible
 from controller.errors import Corrupt, OutcomeUnknown, Refused, Unavailable
 from controller.runtime.service import PlanDocument
-from controller.runtime.wording import duration, loss_sentence, visible
+from controller.runtime.wording import duration, loss_sentence
 
 POLL_SECONDS = 0.5
 CLOCK_SLACK_SECONDS = 5.0

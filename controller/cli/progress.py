@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from controller.cli.session import Session
-from controller.runtime.wording import visible
+from controller.domain.text import visible
 
 LINE_SECONDS = 5.0
 

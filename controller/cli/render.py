@@ -18,10 +18,11 @@ from rich.text import Text
 from controller.domain.model import AgentSeen, Member, RegionLag, Unknown
 from controller.domain.plan import Loss, Plan
 from controller.domain.promotion import PlanRecord, State
+from controller.domain.text import visible
 from controller.runtime import wording
 from controller.runtime.api_documents import LagDocument
 from controller.runtime.service import AuditEntry, Incident, JournalEntry, PlanDocument, RegionStatus, Status
-from controller.runtime.wording import duration, visible
+from controller.runtime.wording import duration
 
 MAX_WORST = 10
 WIDE = 110

@@ -19,9 +19,9 @@ from controller.cli.history import AsOfOption, KindOption, pages_as_of
 from controller.cli.progress import Meter
 from controller.cli.session import ConfigOption, EndpointOption, OutputOption, Session, default_person, parse_time, session
 from controller.domain.model import Kind
+from controller.domain.text import visible
 from controller.errors import NotActive, Refused, Unavailable
 from controller.runtime.archive_documents import AgentThen, Restored, RestoreOutcome
-from controller.runtime.wording import visible
 
 CHUNK = 50
 CHUNK_BYTES = 32 * 2**20

@@ -19,7 +19,7 @@ import yaml
 from rich.console import Console
 
 from controller.cli.client import Client, Usage
-from controller.runtime.wording import visible
+from controller.domain.text import visible
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:8080"
 PIPE_WIDTH = 140

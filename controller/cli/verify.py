@@ -15,10 +15,11 @@ from controller.cli.client import Answer, Usage
 from controller.cli.history import part
 from controller.cli.progress import Meter
 from controller.cli.session import ConfigOption, EndpointOption, Interrupted, OutputOption, Session, default_person, session
+from controller.domain.text import visible
 from controller.errors import Corrupt, DrError, NotFound, Unavailable
 from controller.runtime.archive_documents import Repair, RepairAction, Verification
 from controller.runtime.service import Status
-from controller.runtime.wording import duration, size, visible
+from controller.runtime.wording import duration, size
 
 POLL_SECONDS = 0.3
 SHOWN = 50

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from controller.domain.text import visible
+
 COMMAND_SECONDS = 180.0
 PIPE_WIDTH = 140
 
@@ -41,7 +43,7 @@ class Teller:
         self._close()
         self._act += 1
         self._open = (title, time.monotonic())
-        self.console.print(f"\n{self._clock()} {self._act}. {title}", style="bold cyan")
+        self.console.print(f"\n{self._clock()} {self._act}. {visible(title)}", style="bold cyan")
 
     def _close(self) -> None:
         if self._open is not None:
@@ -59,11 +61,11 @@ class Teller:
 
     def say(self, text: str, style: str = "") -> None:
         """One thing that happened."""
-        self.console.print(f"{self._clock()}    {text}", style=style or None, soft_wrap=True)
+        self.console.print(f"{self._clock()}    {visible(text, keep=chr(10))}", style=style or None, soft_wrap=True)
 
     def command(self, line: str) -> None:
         """A command as a person would type it."""
-        self.console.print(f"{self._clock()}  $ {line}", style="bold", soft_wrap=True)
+        self.console.print(f"{self._clock()}  $ {visible(line)}", style="bold", soft_wrap=True)
 
     def output(self, text: str, last: int = 0) -> None:
         """What a command printed. ``last`` > 0: the plan has been shown before, only that many lines are."""
@@ -71,7 +73,7 @@ class Teller:
         if 0 < last < len(lines):
             lines = ["… (the plan, as above)", *lines[-last:]]
         for line in lines:
-            self.console.print(f"            | {line}", style="dim", soft_wrap=True)
+            self.console.print(f"            | {visible(line)}", style="dim", soft_wrap=True)
 
     def table(self, table: Table) -> None:
         """A table."""

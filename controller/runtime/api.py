@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from controller import __version__
 from controller.domain.model import AgentSeen, Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
+from controller.domain.text import visible
 from controller.errors import DrError, Refused
 from controller.ports import Clock
 from controller.runtime.api_archive import archive_routes
@@ -60,7 +61,6 @@ from controller.runtime.service import (
     Status,
 )
 from controller.runtime.status_page import render_status_page
-from controller.runtime.wording import visible
 from controller.stream.limits import DEFAULT_LIMITS
 
 MAX_HEADER_BYTES = 32 * 1024

@@ -50,8 +50,8 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def answer(kind: Any, value: object, status: int = 200) -> Response:
-    """A document as JSON."""
-    return Response(adapter(kind).dump_json(value), status, NO_STORE, JSON)
+    """A document as JSON, in ASCII: nothing in it can act on the terminal of who asks with curl."""
+    return Response(adapter(kind).dump_json(value, ensure_ascii=True), status, NO_STORE, JSON)
 
 
 def error_response(error: DrError, status: int | None = None) -> Response:

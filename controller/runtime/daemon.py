@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
-import sys
 from collections.abc import Iterator
 
-import stamina.instrumentation
 import structlog
 import uvicorn
 import uvloop
@@ -25,6 +22,8 @@ from controller.errors import DrError, Misconfigured, Unavailable
 from controller.ports import Clock, Coordinator, CoordinatorStatus
 from controller.runtime.api import create_app
 from controller.runtime.controller import Controller
+from controller.runtime.http_head import BoundedHttp
+from controller.runtime.logs import configure_logging
 from controller.runtime.wiring import build_ports
 from controller.settings import Settings
 
@@ -45,25 +44,6 @@ def serve(settings: Settings) -> int:
         log.error("cannot run", reason=error.message, hint=error.hint, code=error.code)
         return error.exit_code
     return 0
-
-
-def configure_logging() -> None:
-    """One JSON object per line on standard error. Values are escaped by JSON, so names cannot forge lines."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    # A retry inside an adapter is not news; what it could not mend arrives as an error and is said once, with its reason.
-    stamina.instrumentation.set_on_retry_hooks([])
 
 
 async def check_coordinator(coordinator: Coordinator, clock: Clock, *, production: bool) -> str:
@@ -115,10 +95,10 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
                 app,
                 host=settings.api.host,
                 port=settings.api.port,
-                log_level="warning",
+                log_config=None,  # uvicorn's own format would let a request's path write lines of its own
                 access_log=False,
                 loop="none",
-                http="httptools",
+                http=BoundedHttp,
                 lifespan="off",
                 proxy_headers=False,
                 timeout_graceful_shutdown=API_STOP_SECONDS,
@@ -163,4 +143,4 @@ class _Server(uvicorn.Server):
         yield
 
 
-__all__ = ["check_coordinator", "configure_logging", "serve"]
+__all__ = ["check_coordinator", "serve"]

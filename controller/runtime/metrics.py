@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from controller.domain.model import Role, StreamReport, Unknown
+from controller.domain.text import MAX_LINE_CHARS, visible
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Metrics:
 
     def __init__(self, group: str, region: str, instance: str) -> None:
         self._registry = CollectorRegistry()
-        self._labels = (group, region, instance)
+        self._labels = (group, region, instance)  # validated settings
         base = ("group", "region", "instance")
         self._role = Gauge("dr_role", "1 for the role of this controller", (*base, "role"), registry=self._registry)
         self._right = Gauge("dr_right_seconds", "Seconds left of the right to act", base, registry=self._registry)
@@ -82,12 +83,12 @@ class Metrics:
             self._stream_epoch.labels(*self._labels, stream).set(epoch)
         for report in reports:
             if not isinstance(report.exposure_seconds, Unknown):
-                self._exposure.labels(*self._labels, report.stream).set(report.exposure_seconds)
+                self._exposure.labels(*self._labels, _label(report.stream)).set(report.exposure_seconds)
             for region in report.regions:
                 if not isinstance(region.seconds, Unknown):
-                    self._lag_seconds.labels(*self._labels, report.stream, region.region).set(region.seconds)
+                    self._lag_seconds.labels(*self._labels, _label(report.stream), _label(region.region)).set(region.seconds)
                 if not isinstance(region.records, Unknown):
-                    self._lag_records.labels(*self._labels, report.stream, region.region).set(region.records)
+                    self._lag_records.labels(*self._labels, _label(report.stream), _label(region.region)).set(region.records)
         return generate_latest(self._registry)
 
     def _set_kept(self, kept: Mapping[str, Kept]) -> None:
@@ -99,3 +100,8 @@ class Metrics:
                 self._snapshot_age.labels(*self._labels, stream).set(found.snapshot_age_seconds)
             if found.bytes is not None:
                 self._kept_bytes.labels(*self._labels, stream).set(found.bytes)
+
+
+def _label(text: str) -> str:
+    """A label's value: also what came through etcd cannot act on whoever reads the metrics, nor grow."""
+    return visible(text, MAX_LINE_CHARS)

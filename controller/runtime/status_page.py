@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from controller.domain.model import Unknown
+from controller.domain.text import visible
 from controller.errors import DrError
 from controller.runtime import wording
 from controller.runtime.service import ControllerService, PlanDocument, Status
@@ -26,7 +27,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
         # Everything that is printed passes through here, also what nobody thought of; markup is escaped after it.
-        finalize=lambda value: wording.visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     environment.globals.update(w=wording)
     environment.tests["unknown"] = lambda value: isinstance(value, Unknown)

@@ -1,4 +1,4 @@
-"""How values are put into words for people: durations, unknowns, losses, and text that came from elsewhere made harmless.
+"""How values are put into words for people: durations, unknowns, losses.
 
 Shared by the status page and ``drctl``. Pure. *Unknown* is always written as such, with the time since it was last known.
 """
@@ -6,31 +6,10 @@ Shared by the status page and ``drctl``. Pure. *Unknown* is always written as su
 from __future__ import annotations
 
 import math
-import unicodedata
 
 from controller.domain.model import Unknown
 from controller.domain.plan import Loss
-
-MAX_TEXT_CHARS = 4000
-_ESCAPED = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
-
-
-def visible(text: object, limit: int = MAX_TEXT_CHARS, *, keep: str = "") -> str:
-    """``text`` with every control, format and direction character shown as an escape, and cut at ``limit`` characters.
-
-    What comes from a server, an agent or another person must not be able to move the cursor, hide text or reverse it.
-    ``keep``: control characters that stay (a newline, where the layout allows one).
-    """
-    raw = str(text)
-    cut = raw if len(raw) <= limit else raw[:limit] + "…"
-    if cut.isascii() and cut.isprintable():
-        return cut
-    return "".join(char if char in keep or unicodedata.category(char) not in _ESCAPED else _escape(char) for char in cut)
-
-
-def _escape(char: str) -> str:
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+from controller.domain.text import visible
 
 
 def duration(seconds: float) -> str:

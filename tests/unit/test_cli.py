@@ -23,11 +23,12 @@ from controller.cli.session import parse_duration
 from controller.domain.model import AgentSeen, Unknown
 from controller.domain.plan import NO_LOSS
 from controller.domain.promotion import Event, State
+from controller.domain.text import visible
 from controller.errors import OutcomeUnknown, Unavailable
 from controller.runtime import wording
 from controller.runtime.api import create_app
 from controller.runtime.service import Incident
-from controller.runtime.wording import duration, loss_seconds, visible
+from controller.runtime.wording import duration, loss_seconds
 from tests.support.fake_service import FakeClock, FakeService, make_loss
 
 
