@@ -11,6 +11,9 @@ AGENTS      ?=
 ARGS        ?=
 PYTEST_ARGS ?=
 
+# Two workers, also where there are more cores: whole labs take turns, and bounds in tests are set for two. -n 0 in PYTEST_ARGS: none.
+WORKERS := -n 2 --dist loadgroup
+
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -48,10 +51,10 @@ lint: setup ## ruff, mypy and the layers
 	$(BIN)/lint-imports
 
 test: lint ## everything that a change has to pass (PYTEST_ARGS="…")
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-fast: setup ## the tests that need neither servers nor time
-	$(BIN)/python -m pytest -q -m "not (etcd or aws or lab or slow)" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not (etcd or aws or lab or slow)" $(PYTEST_ARGS)
 
 simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N, SEED=n for one, JOBS=n, ARGS="--mutants")
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS))) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
