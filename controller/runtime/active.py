@@ -94,6 +94,8 @@ class Active:
         self._retired = False
         self._paged = ""
         self._rights_end = -math.inf
+        self._beat_seconds = 0.0
+        """How long the last heartbeat took."""
         self._attempts: dict[str, int] = {}
         self._together = Together(
             shell.ports.coordinator,
@@ -115,8 +117,20 @@ class Active:
         return max(self._rights_end, self._shell.fleet.rights_end()) if self.lead else self._rights_end
 
     def start(self) -> None:
-        """Begins to open the epoch, beside the heartbeats."""
+        """Begins to prove the lease again and again, and beside it to open the epoch."""
+        self._spawn(self._beat(), f"beat-{self.tenure.fence.epoch}")
         self._spawn(self._serve(), f"serve-{self.tenure.fence.epoch}")
+
+    async def _beat(self) -> None:
+        """Heartbeats, until stopped: one at a time, at the pace of the duty loop. One that takes longer is followed at once by
+        the next, because the right goes on running out meanwhile."""
+        clock, tick_seconds = self._shell.ports.clock, self._shell.settings.etcd.tick_seconds
+        while True:
+            await clock.sleep(tick_seconds - self._beat_seconds if self._beat_seconds < tick_seconds else 0.0)
+            began = clock.monotonic()
+            await self.tenure.keep()
+            self._beat_seconds = clock.monotonic() - began
+            self.heed_barrier()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

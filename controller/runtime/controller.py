@@ -1,13 +1,14 @@
 """One controller instance: which role it has, and the loops that keep it so.
 
 Of a group's streams it holds its share (``domain.sharing``), each with a lease, an epoch and a writer of its own, and follows
-the others. Losing one stream takes no other one down.
+the others. Losing one stream takes no other one down. Heartbeats have a task of their own for each stream that is held
+(``Active.start``): a slow look at etcd must not delay them, so the duty loop only reads what they found.
 
 Every loop does one bounded thing per tick and says it in one sentence. An error that a port may raise is part of the tick (it
 is said and the next tick looks again); anything else is a bug and ends the process, because a lease that expires is safer than
 a controller that limps on.
 
-    duty      heartbeats for what is held, looks whether to acquire more; steps down the moment a right is gone
+    duty      steps down where a right is gone, looks around, considers to acquire more
     follow    reads, verifies and indexes its own region's store, for every stream that is not held here
     stores    reads every store's head, so that people see what is unknown and since when
     report    the holder publishes lag and exposure, and lets another store stand in for a silent home store
@@ -30,7 +31,6 @@ from typing import TypeVar
 
 from controller import __version__
 from controller.domain.fleet import FleetPolicy
-from controller.domain.lease import Beat as BeatVerdict
 from controller.domain.model import (
     Authority,
     Fence,
@@ -311,28 +311,23 @@ class Controller(Desk):
     # -------------------------------------------------------------------------------------------------------- duty
 
     async def _duty(self) -> str | None:
-        ended = [sentence for sentence in await _each(self._keep, self._actives.values()) if sentence]
+        ended = [sentence for sentence in await _each(self._heed, self._actives.values()) if sentence]
         if ended:
             return "; ".join(ended)
         await self._observe()
         return await self._consider() or await self._even_out()
 
-    async def _keep(self, active: Active) -> str | None:
-        """Heartbeat, then whatever its answer asks for. Stepping down needs nobody's answer. Raises what is a bug."""
+    async def _heed(self, active: Active) -> str | None:
+        """Whatever the last heartbeat asks for. Needs nobody's answer. Raises what is a bug."""
         tenure = active.tenure
-        try:
-            verdict = await tenure.heartbeat()
-            if verdict.beat is BeatVerdict.LOST:
-                return await self._step_down(active, verdict.reason)
-        except DrError as error:
-            tenure.reason = error.message
         if active.crashed is not None:
             raise active.crashed
         if active.over:
             return await self._step_down(active, active.over)
+        if tenure.right.lost:
+            return await self._step_down(active, tenure.right.lost)
         if not tenure.may_act():
             return await self._step_down(active, f"the right to act ran out ({tenure.reason})")
-        active.heed_barrier()
         return None
 
     async def _consider(self) -> str | None:
@@ -612,6 +607,9 @@ class Controller(Desk):
         record = seen.value
         if record.ended or record.state in AFTER_AUTHORIZE:
             return None
+        swept = await self._takeover.sweep_guard(record.plan.id) if record.state is State.AUTHORIZING else None
+        if swept is not None:
+            return swept
         if self._seen is not None and is_overtaken(record, self._seen.authority.value):
             await overtaken(self._ports.coordinator, self._keys, self._book, seen)
             return None

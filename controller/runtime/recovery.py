@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from controller.domain.model import Authority, EpochStart, Forks, Head, Unknown
-from controller.domain.replication import quorum_lacks
+from controller.domain.replication import every_quorum_meets, quorum_lacks
 from controller.errors import Conflict, Refused, Unavailable
 from controller.ports import Compare, Operation, Put
 from controller.runtime.audit import Audit
@@ -44,13 +44,12 @@ def other_cluster(authority: Authority, cluster: str) -> str | None:
     return f"etcd is cluster {cluster}, the group was recorded in cluster {authority.cluster}: it was restored from a snapshot"
 
 
-async def examine(
-    outside: Outside, stores: tuple[str, ...], region: str | None = None, *, restored: bool = False
-) -> Recovery:
+async def examine(outside: Outside, stores: tuple[str, ...], region: str | None = None, *, restored: bool = False) -> Recovery:
     """Compares etcd with the stores. ``region``: who shall be active, needed only when etcd has no authority at all.
     ``restored``: a person knows that etcd's data was put back from a copy, also where its cluster id does not tell.
 
-    Raises Unavailable when too few stores answer to know the floor, Refused when ``region`` is missing or unknown.
+    Raises Unavailable when too few stores answer to know the floor (of two stores both must), Refused when ``region`` is
+    missing or unknown.
     """
     keys, coordinator = outside.keys, outside.coordinator
     found = await read(coordinator, keys.authority, Authority)
@@ -61,7 +60,11 @@ async def examine(
         )
     heads = {stream: await read_heads(outside, stream) for stream in outside.streams}
     for by_region in heads.values():
-        lacks = quorum_lacks(stores, [name for name, head in by_region.items() if isinstance(head, Head)])
+        answered = [name for name, head in by_region.items() if isinstance(head, Head)]
+        lacks = quorum_lacks(stores, answered)
+        if lacks is None and not every_quorum_meets(stores, answered):
+            # With two stores an epoch may have been opened by fencing the other one alone.
+            lacks = f"only {', '.join(answered)} answered, and an epoch may be known to another store alone"
         if lacks is not None:
             raise Unavailable(f"the floor of epochs cannot be known: {lacks}", hint="bring the stores back first")
     known = [head for by_region in heads.values() for head in by_region.values() if isinstance(head, Head)]

@@ -13,7 +13,7 @@ from controller.domain.model import Authority, Barrier, Holder
 from controller.domain.plan import Evidence, drift
 from controller.domain.promotion import Event, PlanRecord, State, move
 from controller.errors import Conflict, OutcomeUnknown, Unavailable
-from controller.ports import Clock, Compare, Coordinator, Put
+from controller.ports import Clock, Compare, Coordinator, Delete, Put
 from controller.runtime.documents import Keys, Seen, encode, read, read_all
 from controller.runtime.evidence import Coordination
 from controller.runtime.plans import PlanBook
@@ -56,6 +56,8 @@ class Takeover:
         self._instance = instance
         self._streams = tuple(streams)
         self._barrier_seen: dict[str, float] = {}
+        self._guards_seen: dict[str, tuple[int, float]] = {}
+        """Plan → (create revision of its guard, our monotonic time when we first saw it)."""
 
     async def step(self, seen: Seen[PlanRecord]) -> str:
         """Raises Unavailable, OutcomeUnknown, Conflict: all of them mean "look again at the next tick"."""
@@ -171,9 +173,10 @@ class Takeover:
         """One transaction: authority as planned, nobody holds, approvals as judged, guard alive → the authority moves.
 
         The guard is a key under a lease of one TTL, created *before* the expiries are read. Whoever is paused between the
-        check and the transaction longer than a TTL finds the guard gone; and two TTLs had to be left of every approval.
+        check and the transaction longer than a TTL finds the guard gone; and two TTLs had to be left of every approval. An
+        election arms leases anew, so a guard may outlive its TTL: others delete it then (``sweep_guard``).
         """
-        plan = seen.value.plan
+        plan, began = seen.value.plan, self._clock.monotonic()
         guard_key = self._keys.guard(plan.id)
         lease = await self._coordinator.grant(self._policy.ttl_seconds)
         try:
@@ -182,14 +185,30 @@ class Takeover:
             )
             if not guard.succeeded:
                 return f"plan {plan.id}: another attempt to authorise is under way"
-            return await self._move_authority(seen, Compare.created(guard_key, guard.revision))
+            return await self._move_authority(seen, Compare.created(guard_key, guard.revision), began)
         finally:
             try:
                 await self._coordinator.revoke(lease.id)
             except Unavailable:
                 pass  # it ends by itself, one TTL later
 
-    async def _move_authority(self, seen: Seen[PlanRecord], guard: Compare) -> str:
+    async def sweep_guard(self, plan_id: str) -> str | None:
+        """Deletes a guard that has stood for longer than its TTL, by our own clock. Any controller does this for every plan
+        that is being authorized: a guard that elections keep alive would let approvals be used that expired meanwhile."""
+        key, now = self._keys.guard(plan_id), self._clock.monotonic()
+        item = await self._coordinator.get(key)
+        if item is None:
+            self._guards_seen.pop(plan_id, None)
+            return None
+        known, since = self._guards_seen.get(plan_id, (0, now))
+        if known != item.create_revision:
+            self._guards_seen[plan_id] = (item.create_revision, now)
+        elif now - since > self._policy.ttl_seconds:
+            swept = await self._coordinator.txn([Compare.created(key, known)], [Delete(key)])
+            return f"plan {plan_id}: deleted a guard that outlived its lease" if swept.succeeded else None
+        return None
+
+    async def _move_authority(self, seen: Seen[PlanRecord], guard: Compare, began: float) -> str:
         record, plan = seen.value, seen.value.plan
         evidence, coordination = await self._gather(record)
         changed = drift(plan, evidence)
@@ -210,6 +229,8 @@ class Takeover:
         entry = await self._entry_of(plan.id, "authorize")
         done = replace(entry, finished_at=now, instance=self._instance, sentence=f"authority moved to {plan.target}")
         older, superseding = await self._superseded(authority.value.plan, plan.id, now)
+        if self._clock.monotonic() - began >= self._policy.ttl_seconds:
+            raise Conflict("authorizing took longer than a TTL since the approvals were looked at", hint="looking again")
         try:
             await self._book.transition(
                 seen,
@@ -233,9 +254,7 @@ class Takeover:
                     "to": plan.target,
                     "loss": plan.evidence.loss.records,
                 },
-                change=lambda after: replace(
-                    after, approvers=valid, authorized_at=now, right_ended_by=evidence.right_ended_by
-                ),
+                change=lambda after: replace(after, approvers=valid, authorized_at=now, right_ended_by=evidence.right_ended_by),
             )
         except OutcomeUnknown:
             return f"plan {plan.id}: the outcome of the authorising transaction is unknown; looking again"

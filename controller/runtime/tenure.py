@@ -6,12 +6,13 @@ A ``Tenure`` is a guard, not a question: its ``guard`` goes into every etcd tran
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from controller.domain import lease
 from controller.domain.lease import GuardedRead, Heartbeat, Right, Verdict
 from controller.domain.model import Authority, Barrier, Fence, Holder
-from controller.errors import OutcomeUnknown, Refused, Unavailable
+from controller.errors import DrError, OutcomeUnknown, Refused, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Get, Lease, Put
 from controller.runtime.documents import Keys, Seen, decode, encode, read
 
@@ -42,6 +43,7 @@ class Tenure:
         self.drained = False
         """Set by the holder when a planned move has drained its stream: heartbeats stop extending the right."""
         self.reason = "acquired"
+        """What the last heartbeat said, or why it was not completed."""
 
     @property
     def guard(self) -> Compare:
@@ -60,6 +62,17 @@ class Tenure:
         """Ends the right at once: proof was seen that somebody newer exists."""
         if not self.right.lost:
             self.right = replace(self.right, lost=reason)
+
+    async def keep(self) -> None:
+        """One heartbeat, with a deadline of its own: after the time in which a keep-alive extends anything it is of no use any
+        more. What stopped it is in ``reason``; whether the right was lost, in ``right``."""
+        try:
+            async with asyncio.timeout(max(self._margin, self._lease.ttl_seconds - self._margin)):
+                await self.heartbeat()
+        except TimeoutError:
+            self.reason = f"no complete heartbeat in {self._lease.ttl_seconds - self._margin:g} s"
+        except DrError as error:
+            self.reason = error.message
 
     async def heartbeat(self) -> Verdict:
         """One complete heartbeat; see ``domain.lease``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ from controller.domain.promotion import State
 from controller.errors import ApprovalRequired, DrError, NotFound, Refused
 from controller.lab.virtual_time import run_virtual
 from controller.runtime.service import PlanDocument, PlanRequest
-from tests.simulation.checkers import check_all, settle
+from controller.runtime.takeover import Takeover
+from tests.simulation.checkers import check_all, settle, violations
+from tests.simulation.roads import Call
+from tests.simulation.test_guards import is_authorization
 from tests.simulation.world import HOME, PEOPLE, STREAM, TARGET, THIRD, Instance, World
 
 ADA, GRACE, LINUS = PEOPLE
@@ -462,3 +466,44 @@ def test_any_controller_takes_orders_and_the_target_carries_them_out(keys_dir: P
         await settle(world)
 
     run(keys_dir, story)
+
+
+@pytest.mark.parametrize("swept", [True, False])
+def test_approvals_that_expire_while_elections_keep_the_guard_alive_do_not_move_the_authority(
+    keys_dir: Path, monkeypatch: pytest.MonkeyPatch, swept: bool
+) -> None:
+    """The executor is paused on the last step; every election arms the guard's lease anew. Others delete such a guard; a build
+    in which nobody does is caught."""
+
+    async def nobody(self: Takeover, plan_id: str) -> None:
+        del self, plan_id
+
+    if not swept:
+        monkeypatch.setattr(Takeover, "sweep_guard", nobody)
+
+    async def story() -> None:
+        world = World(keys_dir)
+        await world.served()
+        await world.lose_region(HOME)
+        await world.wait(7.0)
+        document = await world.propose("failover", TARGET)
+        instance, paused = world.someone(TARGET), asyncio.Event()
+        for who in PEOPLE[:2]:
+            await world.approve(instance.controller, document, who, seconds=18.0)
+
+        async def pause(call: Call) -> None:
+            if is_authorization(call) and not paused.is_set():
+                paused.set()
+                await world.clock.sleep(20.0)
+
+        with world.effects(pause):
+            await instance.controller.execute(document.record.plan.id, "oncall", TARGET)
+            await world.until(paused.is_set, 6.0, "the executor being about to move the authority")
+            for _ in range(7):
+                await world.wait(3.0)
+                world.cluster.change_leader()
+            await world.wait(3.0)
+        assert (await world.authority()).region == (HOME if swept else TARGET)
+        assert set(violations(world)) == (set() if swept else {"people-approved"})
+
+    run_virtual(story(), limit_seconds=400)

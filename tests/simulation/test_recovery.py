@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from controller.domain.model import Role
-from controller.errors import Refused
+from controller.errors import Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.runtime.audit import Audit
 from controller.runtime.recovery import examine, recover
@@ -132,3 +132,23 @@ def test_a_snapshot_that_misses_only_a_stand_in_lets_nobody_open_without_that_st
         assert lost_acks(world, live_history(world)) == []
 
     run_virtual(story(), limit_seconds=400)
+
+
+def test_of_two_stores_both_must_answer_before_the_epochs_are_known(keys_dir: Path) -> None:
+    """With two stores an epoch opens by fencing one of them: the other one alone cannot know it, and it would be given out
+    again."""
+
+    async def story() -> None:
+        world = World(keys_dir)
+        await world.found()
+        probe = world.start(HOME, "a")
+        await world.until(lambda: world.active_in(HOME), 20, "one active controller")
+        outside = outside_of(settings_for(HOME, "a", keys_dir), probe.controller._ports)
+        world.cut(TARGET)
+        with pytest.raises(Unavailable, match="known to another store alone"):
+            await examine(outside, (HOME, TARGET), restored=True)
+        assert (await examine(outside, REGIONS, restored=True)).floor == 1
+        world.heal(TARGET)
+        assert (await examine(outside, (HOME, TARGET), restored=True)).floor == 1
+
+    run_virtual(story(), limit_seconds=100)
