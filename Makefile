@@ -56,8 +56,9 @@ test: lint ## everything that a change has to pass (PYTEST_ARGS="…")
 test-fast: setup ## the tests that need neither servers nor time
 	$(BIN)/python -m pytest -q $(WORKERS) -m "not (etcd or aws or lab or slow)" $(PYTEST_ARGS)
 
-simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N, SEED=n for one, JOBS=n, ARGS="--mutants")
-	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS))) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N, FAILOVERS=N, SEED=n for one, JOBS=n, ARGS="--mutants")
+	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS))) $(if $(FAILOVERS),--failovers $(FAILOVERS)) \
+	    $(if $(MARATHON),--marathon) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
 fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -o timeout=0 tests/fuzz $(PYTEST_ARGS)

@@ -2,7 +2,10 @@
 
     python -m tests.simulation --seeds 2000            # the correct build
     python -m tests.simulation --seed 17               # one of them, with its whole story on a violation
+    python -m tests.simulation --failovers 10000       # worlds that move their group ten times each
     python -m tests.simulation --mutants --seeds 300   # every build without one guard, until it is caught
+
+``--marathon`` with ``--seed``, ``--mutants`` or ``--seeds``: worlds of ``marathon.py`` instead of ``runs.py``.
 
 The exit code is 0 when nothing was violated (with ``--mutants``: when every mutant was caught), else 1.
 """
@@ -23,13 +26,16 @@ import pytest
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.simulation.runs import Outcome, run
+from tests.simulation import marathon, runs
+from tests.simulation.runs import Outcome
 from tests.simulation.test_checkers import CASES as CHECKER_CASES
 from tests.simulation.test_guards import CASES as GUARD_CASES
 from tests.simulation.test_guards import Case
 from tests.simulation.world import World, make_keys
 
 CASES = {case.name: case for case in (*GUARD_CASES, *CHECKER_CASES)}
+Work = tuple[str, int, str | None, bool]
+"""Folder of keys, seed, mutant (None: the correct build), whether it is a marathon."""
 SHOWN_LINES = 40
 """Of a story, when many seeds run; ``--seed`` shows all of it."""
 
@@ -37,12 +43,14 @@ SHOWN_LINES = 40
 def main(arguments: list[str] | None = None) -> int:
     """Runs what was asked for and returns the exit code."""
     asked = _parser().parse_args(arguments)
+    if asked.failovers:
+        asked.marathon, asked.seeds = True, -(-asked.failovers // marathon.MOVES)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # loops end with tasks under way: that is the crash, not news
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as directory:
         keys = make_keys(Path(directory))
         if asked.seed is not None:
-            return _one(console, keys, asked.seed, asked.mutant)
+            return _one(console, keys, asked)
         if asked.mutants or asked.mutant:
             return _mutants(console, keys, [asked.mutant] if asked.mutant else list(CASES), asked)
         return _many(console, keys, asked)
@@ -53,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=_positive, default=200, help="how many (default 200)")
     parser.add_argument("--first", type=int, default=0, help="the first of them (default 0)")
     parser.add_argument("--seed", type=int, help="exactly this one, in this process, with its whole story")
+    parser.add_argument("--failovers", type=_positive, default=0, help="so many moves, ten in a world (implies --marathon)")
+    parser.add_argument("--marathon", action="store_true", help="worlds that move their group again and again")
     parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: one per core)")
     parser.add_argument("--mutants", action="store_true", help="run each mutant until a checker notices, or --seeds are over")
     parser.add_argument("--mutant", choices=sorted(CASES), help="the same for one of them; with --seed: that seed, mutated")
@@ -69,11 +79,11 @@ def _positive(text: str) -> int:
 # ---------------------------------------------------------------------------------------------------------------- one seed
 
 
-def _one(console: Console, keys: Path, seed: int, mutant: str | None) -> int:
-    outcome = _play((str(keys), seed, mutant))
+def _one(console: Console, keys: Path, asked: argparse.Namespace) -> int:
+    outcome = _play((str(keys), asked.seed, asked.mutant, asked.marathon))
     if not outcome.violation:
         console.print(
-            f"seed {seed}: every promise held; {outcome.acknowledged} acknowledgements, {outcome.promotions} promotions "
+            f"seed {asked.seed}: every promise held; {outcome.acknowledged} acknowledgements, {outcome.promotions} promotions "
             f"in {outcome.virtual_seconds:.0f} virtual seconds",
             highlight=False,
             soft_wrap=True,
@@ -83,9 +93,10 @@ def _one(console: Console, keys: Path, seed: int, mutant: str | None) -> int:
     return 1
 
 
-def _play(what: tuple[str, int, str | None]) -> Outcome:
+def _play(what: Work) -> Outcome:
     """One seed of the correct build, or of a mutant. Runs in a worker."""
-    keys, seed, mutant = what
+    keys, seed, mutant, marathons = what
+    run = marathon.run if marathons else runs.run
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     if mutant is None:
         return run(Path(keys), seed)
@@ -108,7 +119,8 @@ def _play(what: tuple[str, int, str | None]) -> Outcome:
 
 def _many(console: Console, keys: Path, asked: argparse.Namespace) -> int:
     began, bad, promotions, acknowledged = time.monotonic(), list[Outcome](), 0, 0
-    work = [(str(keys), seed, None) for seed in range(asked.first, asked.first + asked.seeds)]
+    work: list[Work] = [(str(keys), seed, None, asked.marathon) for seed in range(asked.first, asked.first + asked.seeds)]
+    repeat = f"make simulate{' MARATHON=1' if asked.marathon else ''} SEED="
     with _progress(console) as progress:
         task = progress.add_task("seeds", total=len(work), note="")
         for count, outcome in enumerate(_outcomes(work, asked.jobs), start=1):
@@ -117,20 +129,24 @@ def _many(console: Console, keys: Path, asked: argparse.Namespace) -> int:
             if outcome.violation:
                 bad.append(outcome)
                 progress.console.print(_shortened(outcome.violation), highlight=False, markup=False)
-                progress.console.print(f"repeat it: make simulate SEED={outcome.seed}", highlight=False)
-            rate = 60 * count / (time.monotonic() - began) / asked.jobs
-            progress.update(task, completed=count, note=f"{rate:.0f} seeds/min/core, {len(bad)} violations")
+                progress.console.print(f"repeat it: {repeat}{outcome.seed}", highlight=False)
+            core_minutes = (time.monotonic() - began) / 60 * asked.jobs
+            note = (
+                f"{count / core_minutes:.0f} seeds, {promotions / core_minutes:.0f} promotions/min/core, {len(bad)} violations"
+            )
+            progress.update(task, completed=count, note=note)
     minutes = (time.monotonic() - began) / 60
     print(  # noqa: T201
         f"{len(work)} seeds, {promotions} promotions, {acknowledged} acknowledgements: {len(bad)} violations; "
-        f"{minutes:.1f} min, {len(work) / minutes / asked.jobs:.0f} seeds a minute and core"
+        f"{minutes:.1f} min, {len(work) / minutes / asked.jobs:.0f} seeds, {promotions / minutes / asked.jobs:.0f} promotions "
+        "a minute and core"
     )
     for outcome in bad:
-        print(f"[{outcome.checker}] make simulate SEED={outcome.seed}")  # noqa: T201
+        print(f"[{outcome.checker}] {repeat}{outcome.seed}")  # noqa: T201
     return 1 if bad else 0
 
 
-def _outcomes(work: list[tuple[str, int, str | None]], jobs: int) -> Iterator[Outcome]:
+def _outcomes(work: list[Work], jobs: int) -> Iterator[Outcome]:
     if jobs == 1:
         yield from map(_play, work)
         return
@@ -154,7 +170,7 @@ def _shortened(violation: str) -> str:
 def _mutants(console: Console, keys: Path, names: list[str], asked: argparse.Namespace) -> int:
     """A line per mutant: who noticed, after how many seeds. Chance is blind in places: its stories catch every one of them."""
     missed = 0
-    work = [(str(keys), name, asked.first, asked.seeds) for name in names]
+    work = [(str(keys), name, asked.first, asked.seeds, asked.marathon) for name in names]
     with _progress(console) as progress, multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
         task = progress.add_task("mutants", total=len(work), note="")
         for name, outcome, runs in pool.imap(_until_caught, work):
@@ -168,11 +184,11 @@ def _mutants(console: Console, keys: Path, names: list[str], asked: argparse.Nam
     return 1 if missed else 0
 
 
-def _until_caught(what: tuple[str, str, int, int]) -> tuple[str, Outcome, int]:
-    keys, name, first, seeds = what
+def _until_caught(what: tuple[str, str, int, int, bool]) -> tuple[str, Outcome, int]:
+    keys, name, first, seeds, marathons = what
     outcome = Outcome(first)
     for seed in range(first, first + seeds):
-        outcome = _play((keys, seed, name))
+        outcome = _play((keys, seed, name, marathons))
         if outcome.violation:
             return name, outcome, seed - first + 1
     return name, outcome, seeds

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation import marathon
 from tests.simulation.runs import run
 
 SEEDS = int(os.environ.get("SEEDS", "32"))
@@ -24,3 +25,10 @@ def test_whatever_happens_every_promise_holds_and_the_group_comes_back(group: in
     for outcome in outcomes:
         assert not outcome.violation, f"make simulate SEED={outcome.seed}\n{outcome.violation}"
     assert sum(outcome.promotions for outcome in outcomes) > 0 or len(outcomes) < 5, "the faults left nothing to look at"
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MARATHONS", "6"))))
+def test_a_group_moves_ten_times_whatever_strikes_each_move(seed: int, keys_dir: Path) -> None:
+    outcome = marathon.run(keys_dir, seed)
+    assert not outcome.violation, f"make simulate MARATHON=1 SEED={outcome.seed}\n{outcome.violation}"
+    assert outcome.promotions >= marathon.MOVES
