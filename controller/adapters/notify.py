@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import httpx
 import structlog
 
+from controller.adapters.outward import GuardedTransport
+from controller.domain.outward import Network, address_problem, host_problem, port_problem
 from controller.domain.text import MAX_LINE_CHARS, visible
 from controller.errors import DrError, Misconfigured, Unavailable
 from controller.ports import Page, Pager
 
 MAX_BODY = 4000
 """Characters of a page's body. With escapes a page stays under 64 KiB."""
-
-_METADATA = frozenset({ipaddress.ip_address("169.254.169.254"), ipaddress.ip_address("fd00:ec2::254")})
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def as_fields(page: Page) -> dict[str, str]:
@@ -41,15 +38,25 @@ def as_fields(page: Page) -> dict[str, str]:
 class WebhookPager:
     """POSTs a page as JSON. The URL often holds a secret, so messages name its host only.
 
-    Against request forgery through the settings: http and https only, no redirects, no proxies from the environment, the
-    name resolved once and connected to by address, never a link-local or metadata address. The answer's body is not read.
+    Against request forgery through the settings: http and https only, no redirects, no proxies from the environment, and only
+    to addresses that ``domain/outward.py`` allows. The answer's body is not read.
     """
 
     reaches_people = True
 
-    def __init__(self, url: str, timeout_seconds: float, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """``transport``: how requests travel, for tests. Raises Misconfigured for a URL that cannot be used."""
-        self._url = _checked_url(url)
+    def __init__(
+        self,
+        url: str,
+        timeout_seconds: float,
+        *,
+        allowed: Sequence[Network] = (),
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """``allowed``: networks inside that the receiver may stand in. ``transport``: how requests travel, for tests.
+
+        Raises Misconfigured for a URL that cannot be used.
+        """
+        self._url = _checked_url(url, allowed)
         if timeout_seconds <= 0:
             raise Misconfigured(f"notify.timeout_seconds is {timeout_seconds}", hint="give a number of seconds above 0")
         self._where = f"{self._url.scheme}://{self._url.netloc.decode('ascii')}"
@@ -58,8 +65,7 @@ class WebhookPager:
             timeout=timeout_seconds,
             follow_redirects=False,
             trust_env=False,
-            transport=transport,
-            limits=httpx.Limits(max_connections=4),
+            transport=transport or GuardedTransport(allowed, connections=4),
         )
 
     async def page(self, page: Page) -> None:
@@ -77,56 +83,38 @@ class WebhookPager:
             raise Unavailable(f"{self._where} answered a page with status {status}{why}", hint=hint)
 
     async def _post(self, page: Page) -> int:
-        host = self._url.host
-        address = await _resolved(host, self._url.port or (443 if self._url.scheme == "https" else 80))
-        request = self._client.build_request(
-            "POST",
-            self._url.copy_with(host=str(address)),
-            json=as_fields(page),
-            headers={"Host": self._url.netloc.decode("ascii")},
-            # The certificate is checked for the name in the settings, not for the address.
-            extensions={"sni_hostname": host, "timeout": httpx.Timeout(self._timeout).as_dict()},
-        )
-        response = await self._client.send(request, stream=True)
-        await response.aclose()
-        return response.status_code
+        # Status and headers only: what the receiver says is of no interest, and may be endless.
+        async with self._client.stream("POST", self._url, json=as_fields(page)) as response:
+            return response.status_code
 
     async def close(self) -> None:
         """Closes idle connections."""
         await self._client.aclose()
 
 
-def _checked_url(url: str) -> httpx.URL:
+def _checked_url(url: str, allowed: Sequence[Network]) -> httpx.URL:
     hint = "set notify.webhook_url to an http or https URL without user name and password"
     try:
         parts, parsed = urlsplit(url), httpx.URL(url)
         port = parts.port
     except (ValueError, httpx.InvalidURL) as error:
         raise Misconfigured("notify.webhook_url is not a URL", hint=hint) from error
-    if parts.scheme not in ("http", "https") or not parsed.host or port == 0:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Misconfigured(f"notify.webhook_url has scheme {parts.scheme[:20]!r} or no usable host", hint=hint)
     if parts.username is not None or parts.password is not None:
         raise Misconfigured("notify.webhook_url holds a user name or password", hint=hint)
-    try:
-        _checked_address(ipaddress.ip_address(parsed.host))
-    except ValueError:
-        return parsed  # A name: resolved, and its address checked, at every page.
+    problem = host_problem(parts.hostname) or port_problem(443 if port is None else port)
+    if problem is None and parsed.host != parts.hostname:
+        problem = "is read as two hosts by two libraries"
+    if problem is None:
+        try:
+            literal = ipaddress.ip_address(parts.hostname)
+        except ValueError:
+            return parsed  # A name: resolved, and its addresses judged, at every connection.
+        problem = address_problem(literal, allowed)
+    if problem is not None:
+        raise Misconfigured(f"notify.webhook_url: {problem}", hint="name another host, or put its network into notify.networks")
     return parsed
-
-
-async def _resolved(host: str, port: int) -> IpAddress:
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise Unavailable(f"the webhook's host {host} has no address", hint="check notify.webhook_url and DNS") from error
-    return _checked_address(ipaddress.ip_address(found[0][4][0]))
-
-
-def _checked_address(address: IpAddress) -> IpAddress:
-    plain = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped else address
-    if plain.is_link_local or plain.is_multicast or plain.is_unspecified or plain in _METADATA:
-        raise Misconfigured(f"the webhook's address {plain} is link-local, multicast or metadata", hint="name another host")
-    return address
 
 
 class LogPager:

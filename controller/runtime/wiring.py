@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from ipaddress import ip_network
 
 from controller.adapters.dns import DnsResolver
 from controller.adapters.etcd import EtcdCoordinator
@@ -79,8 +80,10 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
 
 def _pager(settings: Settings) -> Pager:
     pagers: list[Pager] = [LogPager()]
-    if settings.notify.webhook_url is not None:
-        pagers.append(WebhookPager(settings.notify.webhook_url, settings.notify.timeout_seconds))
+    notify = settings.notify
+    if notify.webhook_url is not None:
+        allowed = [ip_network(text) for text in notify.networks]
+        pagers.append(WebhookPager(notify.webhook_url, notify.timeout_seconds, allowed=allowed))
     return MultiPager(pagers)
 
 

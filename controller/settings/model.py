@@ -169,6 +169,10 @@ class NotifySettings(Section):
         None, repr=False, description="pages are posted here; often a secret, so it is never shown", json_schema_extra=LOCAL
     )
     timeout_seconds: Seconds = Field(2.0, description="deadline of one page", json_schema_extra=LOCAL)
+    networks: Annotated[list[values.Network], AfterValidator(values.no_duplicates)] = Field(
+        [], max_length=100, json_schema_extra=LOCAL,
+        description="private networks (CIDR) that the receiver may stand in; public addresses need no permission",
+    )  # fmt: skip
 
 
 class ApiSettings(Section):

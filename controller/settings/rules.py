@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from controller.domain.outward import address_problem
 from controller.settings import tls
 from controller.settings.model import Settings
 from controller.settings.values import Problem, is_loopback, nearest, shown
@@ -24,7 +26,7 @@ SNAPSHOTS_IN_RETENTION = 4
 def problems(settings: Settings, now: datetime) -> Iterator[Problem]:
     """Every broken rule that concerns more than one value, or a file. ``now``: for certificates."""
     checks: list[Callable[[Settings], Iterator[Problem]]] = [
-        _lease_rules, _endpoint_rules, _region_rules, _stream_rules, _promotion_rules, _fleet_rules, _file_rules,
+        _lease_rules, _endpoint_rules, _region_rules, _stream_rules, _promotion_rules, _fleet_rules, _notify_rules, _file_rules,
     ]  # fmt: skip
     checks.append(_production_rules if settings.environment == "production" else _lab_rules)
     for check in checks:
@@ -157,6 +159,19 @@ def _fleet_rules(settings: Settings) -> Iterator[Problem]:
         yield Problem(names, f"{settings.aws.connect_timeout_seconds:g}", rule)
 
 
+def _notify_rules(settings: Settings) -> Iterator[Problem]:
+    """A name's addresses are judged when it is connected to; a literal one can be judged now."""
+    notify = settings.notify
+    allowed = [ip_network(text) for text in notify.networks]
+    try:
+        address = ip_address(urlsplit(notify.webhook_url or "").hostname or "")
+    except ValueError:
+        return
+    if problem := address_problem(address, allowed):
+        names = ("notify.webhook_url", "notify.networks")
+        yield Problem(names, "(hidden)", f"leads inside: {problem}", "put its network into notify.networks if that is meant")
+
+
 def _file_rules(settings: Settings) -> Iterator[Problem]:
     if settings.state_dir.exists() and not settings.state_dir.is_dir():
         yield Problem(("state_dir",), shown(settings.state_dir), "is a file", "name a folder; it is made when it is missing")
@@ -210,6 +225,9 @@ def _production_rules(settings: Settings) -> Iterator[Problem]:
             yield Problem((field, "environment"), shown(url), "must be https in production", "leave it out to use AWS's own")
     if settings.notify.webhook_url is not None and settings.notify.webhook_url.startswith("http://"):
         yield Problem(("notify.webhook_url", "environment"), "(hidden)", "must be https in production")
+    if any(is_loopback(text.partition("/")[0]) or text.startswith("::1") for text in settings.notify.networks):
+        rule = "must not hold loopback in production: what listens there does not expect the controller's pages"
+        yield Problem(("notify.networks", "environment"), shown(settings.notify.networks), rule)
     if settings.promotion.approvals_required < 2:
         rule = "must be at least 2 in production: nobody moves a fleet alone"
         yield Problem(("promotion.approvals_required", "environment"), str(settings.promotion.approvals_required), rule)

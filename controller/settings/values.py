@@ -19,6 +19,8 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from controller.domain.outward import INSIDE, LOOPBACK, address_problem, host_problem, port_problem
+
 _SHOWN = 120
 """Characters of a wrong value that are shown."""
 
@@ -192,6 +194,8 @@ def split_url(url: str) -> SplitResult:
     """The parts of an ``http(s)://host[:port]`` URL. Raises ValueError saying what is wrong with it."""
     if any(char.isspace() or not char.isprintable() for char in url):
         raise ValueError("must not hold spaces or control characters")
+    if "\\" in url:
+        raise ValueError("must not hold backslashes: some libraries take one for a slash")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -203,6 +207,8 @@ def split_url(url: str) -> SplitResult:
         raise ValueError("must not hold a user name or password")
     if port == 0:
         raise ValueError("must be a URL with a port of 1 to 65535")
+    if problem := host_problem(parts.hostname):
+        raise ValueError(f"must be a URL whose host every library reads alike: it {problem}")
     return parts
 
 
@@ -239,13 +245,26 @@ def _webhook(value: str) -> str:
         parts = split_url(value)
     except ValueError as why:
         raise broken(str(why)) from None
+    if problem := port_problem(parts.port or 443):
+        raise broken(f"must go to a port of HTTP: {problem}")
     try:
         address = ipaddress.ip_address(parts.hostname or "")
     except ValueError:
         return value
-    if address.is_link_local or address.is_multicast or address.is_unspecified:
-        raise broken("must not point at link-local, multicast or unspecified addresses", "cloud metadata services live there")
+    # Private and loopback addresses need notify.networks: a rule between the two.
+    if problem := address_problem(address, (*INSIDE, *LOOPBACK)):
+        raise broken(f"must not lead there: {problem}", "nobody pages by such an address")
     return value
+
+
+def _network(value: str) -> str:
+    try:
+        network = ipaddress.ip_network(value)
+    except ValueError:
+        raise broken("must be a network in CIDR form, without host bits", "for example 10.20.0.0/16") from None
+    if not any(network.version == known.version and network.subnet_of(known) for known in (*INSIDE, *LOOPBACK)):  # type: ignore[arg-type]
+        raise broken("must lie in a private or loopback range", "public addresses need no permission, all others get none")
+    return str(network)
 
 
 def _ipv4(value: str) -> str:
@@ -297,6 +316,7 @@ def no_duplicates(values: list[str]) -> list[str]:
 Url = Annotated[str, AfterValidator(_url)]
 EtcdEndpoint = Annotated[str, AfterValidator(_etcd_endpoint)]
 WebhookUrl = Annotated[str, AfterValidator(_webhook)]
+Network = Annotated[str, AfterValidator(_network)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 DnsServer = Annotated[str, AfterValidator(_dns_server)]
 Host = Annotated[str, AfterValidator(_host)]

@@ -18,8 +18,8 @@ PACKAGE = ROOT / "controller"
 
 DOMAIN_MAY_IMPORT = {
     "__future__", "abc", "base64", "binascii", "bisect", "collections", "copy", "dataclasses", "decimal", "enum", "fractions",
-    "functools", "hashlib", "heapq", "hmac", "itertools", "json", "math", "operator", "re", "statistics", "string", "struct",
-    "textwrap", "types", "typing", "unicodedata",
+    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "operator", "re", "statistics", "string",
+    "struct", "textwrap", "types", "typing", "unicodedata",
     "controller.domain", "controller.errors",
 }  # fmt: skip
 """Of the standard library what computes and nothing else: no clock, no randomness, no input or output, no concurrency."""
