@@ -221,6 +221,17 @@ class FoundHead:
     exact: object
 
 
+@dataclass(frozen=True, slots=True)
+class FoundEntry:
+    """A catalogue item as it lies there. ``entry`` None: there is none (``problem`` is ""), or it cannot be read and
+    ``problem`` says why. ``exact`` is the adapter's own copy, which a replacement must match attribute by attribute."""
+
+    agent: str
+    entry: CatalogueEntry | None
+    problem: str
+    exact: object
+
+
 class RegionMender(Protocol):
     """Looks at damage and replaces it: used by people's commands only (``drctl verify``, ``drctl repair``). Part of every
     ``RegionStore``.
@@ -245,6 +256,20 @@ class RegionMender(Protocol):
         """Replaces the head IF every attribute still is as ``found``; the new one carries the fence's epoch and writer. A head
         that is already so is success. Raises FenceLost (a readable epoch there is greater), Conflict, Unavailable,
         OutcomeUnknown."""
+        ...
+
+    async def list_catalogue(self, stream: str, after: str, limit: int) -> tuple[FoundEntry, ...]:
+        """The next items after the agent ``after`` ("" = from the first), ascending by the agents' names in UTF-8, strongly
+        consistent. At most ``limit`` (1 to 1,000); fewer only at the end. Raises Unavailable, Refused."""
+        ...
+
+    async def inspect_catalogue(self, stream: str, agent: str) -> FoundEntry:
+        """One item, strongly consistent. Raises Unavailable."""
+        ...
+
+    async def mend_catalogue(self, fence: Fence, found: FoundEntry, entry: CatalogueEntry | None) -> None:
+        """Replaces one item, or deletes it (``entry`` None), IF it still is as ``found``. Reads the head first. One that is
+        already so is success. Raises FenceLost, Conflict, Refused, Unavailable, OutcomeUnknown."""
         ...
 
 

@@ -38,6 +38,8 @@ ENTRIES_SURELY_SMALL = 500
 
 DELETE_MAX = 1000
 """Objects that one DeleteObjects takes. Source: S3 API reference."""
+PAGE_MAX = 1000
+"""Catalogue items in one page."""
 SNAPSHOTS_NAMED = 8
 """Most snapshots that a head may name; a few are enough."""
 
@@ -226,6 +228,19 @@ def other_content(key: str, region: str, there: str, ours: str) -> Conflict:
 def not_as_found(what: str, region: str) -> Conflict:
     """For something that is to be mended and changed since it was looked at."""
     return Conflict(f"{what} in {region} is not what was found there: it was changed meanwhile", hint=f"drctl verify {region}")
+
+
+def check_page(stream: str, limit: int) -> None:
+    """Raises Refused for a page of the catalogue that nobody should ask for."""
+    check_name("stream", stream)
+    if not 1 <= limit <= PAGE_MAX:
+        raise Refused(f"limit is {limit}: 1 to {PAGE_MAX} items go into a page", hint="ask for the next page with after=")
+
+
+def check_entry(found: str, entry: str | None) -> None:
+    """Raises Refused when an agent's item would be replaced by that of another one."""
+    if entry is not None and entry != found:
+        raise Refused(f"the item of agent {found!a} cannot become that of {entry!a}", hint="each agent has one of its own")
 
 
 def check_mend(fence: Fence, found: FoundHead, head: Head) -> None:

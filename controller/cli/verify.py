@@ -50,7 +50,8 @@ def verify(
     config: ConfigOption = None,
     output: OutputOption = None,
 ) -> None:
-    """Read a region's whole store again: every object, the chain, every body's hash, indexes, head, view. Changes nothing.
+    """Read a region's whole store again: every object, the chain, every body's hash, indexes, head, salvage, catalogue, view.
+    Changes nothing.
 
     Done by the controller that answers, beside its other work; any controller can verify any region that it reaches. Ctrl-C
     interrupts it; the same command goes on from there. Exit code 0: whole. 8: something is wrong; each problem says where,

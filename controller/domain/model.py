@@ -216,6 +216,8 @@ class CatalogueEntry:
     received_at: float
     chain: tuple[FramePlace, ...]
     """The record's own frame, then the frame that it is a delta against, and so on down to a whole one."""
+    by_epoch: int = 0
+    """Epoch of the holder that wrote the item; 0 before it is written: the store sets it."""
 
 
 class Kind:

@@ -13,13 +13,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 from controller.domain.model import Fence, SegmentRef, SnapshotRef
+from controller.domain.retention import is_salvage
 from controller.errors import Conflict, Corrupt, DrError, Refused
 from controller.ports import Clock, RegionStore
 from controller.runtime.archive_documents import Repair, RepairAction
 from controller.runtime.audit import Audit
-from controller.runtime.verifier import Verifier
-from controller.stream.headproof import judge, right_head
+from controller.runtime.verifier import Verifier, salvage_name
+from controller.stream.cataloguecheck import Judge
+from controller.stream.headproof import Examined, judge, right_head
 from controller.stream.proof import Problem, ProofView
+from controller.stream.salvage import proven_copy
 from controller.stream.segment import decode_segment, next_chain
 
 BATCH = 50
@@ -51,6 +54,8 @@ class Mender:
         self._instance = instance
         self._fence_of = fence_of
         self._held = held
+        self._seen: dict[str, Examined | DrError] = {}
+        """Streams whose history was walked on for this batch."""
 
     async def repair(self, region: str, *, execute: bool, requester: str = "", confirm: str = "") -> Repair:
         """One batch. Raises NotFound (unknown, or never verified here), Refused (not confirmed), Conflict (a verification or
@@ -64,6 +69,7 @@ class Mender:
         try:
             proof = await self._verifier.open(region)
             try:
+                await self._walk_on(region, proof)
                 problems = sorted(proof.problems(), key=_urgency)
                 some = problems[: BATCH if execute else SHOWN]
                 if execute and some:
@@ -76,6 +82,15 @@ class Mender:
         finally:
             self._verifier.busy.discard(region)
         return Repair(region, execute, tuple(actions), left, seen.updated_at, f"drctl verify {region}")
+
+    async def _walk_on(self, region: str, proof: ProofView) -> None:
+        """What a catalogue item should say is told by the history as it is now."""
+        self._seen = {}
+        for stream in sorted({one.stream for one in proof.problems() if one.what == "catalogue"}):
+            try:
+                self._seen[stream] = await self._verifier.catch_up(region, proof, stream)
+            except DrError as error:  # other problems can be put right all the same
+                self._seen[stream] = error
 
     async def _tell(self, region: str, problems: Sequence[Problem], requester: str) -> None:
         listed = [f"{one.what} {one.stream} {one.key} from {one.source or 'here'}" for one in problems[:LISTED]]
@@ -91,6 +106,10 @@ class Mender:
         try:
             if problem.what in OBJECTS:
                 state, sentence, source = await self._object(region, proof, problem, execute)
+            elif problem.what == "salvage":
+                state, sentence, source = await self._salvage(region, proof, problem, execute)
+            elif problem.what == "catalogue":
+                state, sentence, source = await self._catalogue(region, proof, problem, execute)
             elif problem.what == "snapshot":
                 state, sentence, source = await self._snapshot(region, problem, execute)
             elif problem.what == "head":
@@ -138,6 +157,53 @@ class Mender:
                 raise Corrupt(f"{ref.key} in {region} is still damaged after it was replaced", hint="look at the bucket")
             return "done", f"replaced by the copy of {name}, and read back", name
         return "cannot", f"no other region has bytes that the chain proves; {problem.fix}", ""
+
+    async def _salvage(self, region: str, proof: ProofView, problem: Problem, execute: bool) -> tuple[str, str, str]:
+        store = self._verifier.stores[region]
+        ref = SegmentRef(problem.stream, problem.seq, problem.epoch)
+        after = proof.value(salvage_name(ref))
+        if not after:
+            return "cannot", problem.fix, ""
+        if not is_salvage(await store.read_head(problem.stream), ref):
+            return "whole", "the head does not name it as salvage any more", ""
+        found = await store.inspect_object(ref)
+        if await proven_copy(store, ref, after, self._verifier.group) is not None:
+            return "whole", "it is whole by now", ""
+        for name, other in self._verifier.stores.items():
+            data = None if name == region else await proven_copy(other, ref, after, self._verifier.group)
+            if data is None:
+                continue
+            if not execute:
+                return "would", f"would be replaced by the copy of {name}, which gives the hash that the salvage names", name
+            await store.mend_object(ref, found, data)
+            return "done", f"replaced by the copy of {name}", name
+        return "cannot", problem.fix, ""
+
+    async def _catalogue(self, region: str, proof: ProofView, problem: Problem, execute: bool) -> tuple[str, str, str]:
+        store, stream = self._verifier.stores[region], problem.stream
+        seen = self._seen[stream]
+        if isinstance(seen, DrError):
+            raise seen
+        if seen.sane is None:
+            return "cannot", "the head is unreadable; repair it first, then verify again", ""
+        judge = Judge(proof, seen.sane, trusted=not seen.faults)
+        found = await store.inspect_catalogue(stream, problem.agent)
+        if not judge.wrong(found):
+            return "whole", "it is right by now", ""
+        right = judge.right(problem.agent)
+        if right is None and proof.has_gaps():
+            return "cannot", "what its agent has lies in damaged segments; repair them first, then verify again", ""
+        if right is not None and any(place.seq < seen.sane.base for place in right.chain):
+            return "cannot", "retention is under way; verify again", ""
+        words = f"record {right.id!a} in segment {right.chain[0].seq:,}" if right is not None else ""
+        fence = self._fence_of(stream)
+        if not execute:
+            who = "" if fence is not None else "; only the active controller can do it"
+            return "would", (f"would name {words}, as the chain proves" if words else "would be deleted: nobody's") + who, ""
+        if fence is None:
+            return "cannot", f"{self._region}/{self._instance} does not hold stream {stream}: ask the active controller", ""
+        await store.mend_catalogue(fence, found, right)
+        return "done", f"names {words}" if words else "deleted: the history has no checkpoint of this agent", ""
 
     async def _snapshot(self, region: str, problem: Problem, execute: bool) -> tuple[str, str, str]:
         store = self._verifier.stores[region]
@@ -208,7 +274,9 @@ def _urgency(problem: Problem) -> int:
     """Objects come first: a head is put right by what they prove. What cannot be put right comes last."""
     if problem.what in OBJECTS:
         return 0 if problem.source else 2
-    return 1 if problem.what in ("head", "snapshot", "view") else 2
+    if problem.what == "salvage":
+        return 1 if problem.source else 2
+    return 1 if problem.what in ("head", "snapshot", "view", "catalogue") else 2
 
 
 async def _fits(store: RegionStore, ref: SegmentRef, before: str, after: str) -> bytes | None:

@@ -16,15 +16,19 @@ from controller.domain.model import Head, SegmentRef, SnapshotRef
 from controller.errors import Conflict, Corrupt, DrError, NotFound
 from controller.ports import Clock, RegionStore
 from controller.runtime.archive_documents import StreamWalk, Verification
+from controller.stream.cataloguecheck import Doubt, catalogue_doubts
 from controller.stream.headproof import Examined, differing, examine, judge, real_end
 from controller.stream.proof import Problem, ProofView
-from controller.stream.verify import Walk, salvage_problems
+from controller.stream.salvage import Harm, salvage_harm
+from controller.stream.verify import Walk
 from controller.stream.view import View
 from controller.stream.viewcheck import view_differences
 
 SHOWN = 1000
 """Problems in one answer."""
 MAX_VIEW_PROBLEMS = 200
+LISTED = 5
+"""Records that a problem names in its detail."""
 
 
 class Verifier:
@@ -42,7 +46,7 @@ class Verifier:
         clock: Clock,
         state_dir: Path,
     ) -> None:
-        self._group = group
+        self.group = group
         self._region = region
         self._instance = instance
         self.stores = stores
@@ -160,7 +164,9 @@ class Verifier:
             for stream in self.streams():
                 await self.walk(region, proof, stream)
             count = proof.count_problems()
-            words = f"problems: {count:,}" if count else "whole: every object, chain and body is as it was written"
+            words = (
+                f"problems: {count:,}" if count else "whole: every object, chain, body and catalogue item is as it was written"
+            )
             self._ended(proof, region, "done", words)
         except DrError as error:
             self._ended(proof, region, "interrupted", f"{error.message}; go on: drctl verify {region}")
@@ -172,6 +178,22 @@ class Verifier:
             raise
         finally:
             proof.close()
+
+    async def catch_up(self, region: str, proof: ProofView, stream: str) -> Examined:
+        """Walks on to where the head is now, and looks at nothing else. Raises Unavailable, Corrupt, Conflict."""
+        store = self.stores[region]
+        others = {name: one for name, one in self.stores.items() if name != region}
+        seen = await examine(store, stream, await self.heads(stream, others))
+
+        async def ask() -> Head:
+            nonlocal seen
+            seen = await examine(store, stream, await self.heads(stream, others))
+            if seen.sane is None:
+                raise Conflict(f"the head of {stream} in {region} is unreadable", hint=f"drctl verify {region}")
+            return seen.sane
+
+        await Walk(store, others, proof, stream, self.group, self._clock, self._names(stream)).run(ask, further=True)
+        return seen
 
     async def walk(self, region: str, proof: ProofView, stream: str) -> Examined:
         """One stream of one region, from where its file says. Raises Unavailable, Corrupt."""
@@ -198,7 +220,7 @@ class Verifier:
             self._progress(proof, region, seen.sane, seq, goal)
 
         names = self._names(stream)
-        head = await Walk(store, others, proof, stream, self._group, self._clock, names).run(ask, tell)
+        head = await Walk(store, others, proof, stream, self.group, self._clock, names).run(ask, tell)
         longer = await real_end(store, seen, proof, heads)
         if longer is not None:
             seen.faults.append(f"it ends at segment {head.seq:,}, and its history goes on to {longer.seq:,}")
@@ -207,7 +229,7 @@ class Verifier:
             async def further() -> Head:
                 return longer
 
-            head = await Walk(store, others, proof, stream, self._group, self._clock, names).run(further, tell)
+            head = await Walk(store, others, proof, stream, self.group, self._clock, names).run(further, tell)
         self._progress(proof, region, seen.sane, head.seq, head.seq)
         await self._finish(region, proof, stream, seen, heads)
         return seen
@@ -254,10 +276,10 @@ class Verifier:
         head, store = seen.sane, self.stores[region]
         assert head is not None
         self._head_problems(region, proof, stream, [*seen.faults, *judge(seen, proof)], head)
-        for ref, why in await salvage_problems(store, head):
-            proof.note(
-                _problem(region, ref.stream, ref.seq, ref.epoch, ref.key, "salvage", why, "it is no part of the history")
-            )
+        others = {name: one for name, one in self.stores.items() if name != region}
+        async for harm in salvage_harm(store, others, head, self.group, self._clock):
+            proof.note(_salvage_problem(region, harm))
+            proof.put(salvage_name(harm.ref), harm.after)
         for named in head.snapshots:
             snapshot = SnapshotRef(stream, named.seq, named.epoch)
             why = await self._snapshot_problem(store, snapshot, named.sha256)
@@ -273,8 +295,25 @@ class Verifier:
                 if why:
                     fix = f"drctl verify {other}; what both say then tells which of them is wrong"
                     proof.note(_problem(region, stream, 0, 0, f"head of {other}", "diverged", why, fix))
+        await self._check_catalogue(region, proof, seen)
         if region == self._region:
             await self._check_view(region, proof, stream)
+
+    async def _check_catalogue(self, region: str, proof: ProofView, seen: Examined) -> None:
+        """Against the history as it is now: items are written while this goes on."""
+        now = seen
+
+        async def catch_up() -> None:
+            nonlocal now
+            now = await self.catch_up(region, proof, stream)
+
+        def head() -> tuple[Head, bool]:
+            return now.sane or start, not now.faults and not seen.faults
+
+        assert seen.sane is not None
+        start, stream = seen.sane, seen.sane.stream
+        async for doubt in catalogue_doubts(self.stores[region], proof, head, catch_up, self._clock):
+            proof.note(_catalogue_problem(region, stream, doubt))
 
     async def _snapshot_problem(self, store: RegionStore, ref: SnapshotRef, digest: str) -> str:
         try:
@@ -299,6 +338,33 @@ class Verifier:
             proof.note(replace(problem, agent=agent, record=record, records=1 if record else 0))
             if found >= MAX_VIEW_PROBLEMS:
                 return
+
+
+def salvage_name(ref: SegmentRef) -> str:
+    """Under which name a verification keeps the chain hash that the right bytes of an object of a salvage give."""
+    return f"salvage {ref.key}"
+
+
+def _salvage_problem(region: str, harm: Harm) -> Problem:
+    ref, hurt = harm.ref, harm.damage.records
+    names = ", ".join(f"{agent}/{record}" for agent, record in hurt[:LISTED])
+    more = f" and {len(hurt) - LISTED:,} more" if len(hurt) > LISTED else ""
+    whose = f"records: {names}{more}" if names else "which records were in it is not known"
+    if harm.damage.what == "head":
+        fix = "nothing proves what it was; it is no part of the history"
+    elif harm.source:
+        fix = f"drctl repair {region} --execute"
+    else:
+        fix = "it is lost: no region has bytes that the chain proves; it is no part of the history"
+    problem = _problem(region, ref.stream, ref.seq, ref.epoch, ref.key, "salvage", f"{harm.why}; {whose}", fix)
+    agent, record = hurt[0] if hurt else ("", "")
+    return replace(problem, agent=agent, record=record, records=len(hurt), source=harm.source)
+
+
+def _catalogue_problem(region: str, stream: str, doubt: Doubt) -> Problem:
+    fix = f"drctl repair {region} --execute, at the active controller: it needs its fence"
+    problem = _problem(region, stream, 0, 0, f"agent#{doubt.agent}", "catalogue", doubt.why, fix)
+    return replace(problem, agent=doubt.agent, record=doubt.record, records=1 if doubt.record else 0)
 
 
 def _problem(region: str, stream: str, seq: int, epoch: int, key: str, what: str, detail: str, fix: str) -> Problem:

@@ -208,6 +208,10 @@ def judge(seen: Examined, proof: ProofView) -> list[str]:
     if head is None or seen.found.head is None:
         return []
     faults: list[str] = []
+    for named in head.snapshots:
+        there = proof.chain_at(stream, named.seq)
+        if there and named.chain != there:
+            faults.append(f"its snapshot at segment {named.seq:,} names chain {named.chain[:12]}…, there it is {there[:12]}…")
     seq, chain = proof.position(stream)
     if seq == head.seq and chain and chain != head.chain:
         faults.append(f"its chain is {head.chain[:12]}…, its {seq:,} segments give {chain[:12]}…")
@@ -249,7 +253,11 @@ def right_head(seen: Examined, proof: ProofView, others: Mapping[str, Head]) -> 
         base=base,
         base_chain=base_chain,
         salvage=old.salvage if old is not None else (),
-        snapshots=tuple(one for one in (old.snapshots if old is not None else ()) if one.seq <= seq),
+        snapshots=tuple(
+            replace(one, chain=proof.chain_at(stream, one.seq) or one.chain)
+            for one in (old.snapshots if old is not None else ())
+            if base - 1 <= one.seq <= seq
+        ),
         received_at=received if received is not None else sane.received_at,
         records=records,
         bytes=size,

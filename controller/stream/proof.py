@@ -8,7 +8,7 @@ agent and record and the walk goes on; segments that cannot be proven at all are
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ class Problem:
     """The segment; 0 when it is not about one."""
     epoch: int
     key: str
-    """Object key below the group's prefix, or what else is damaged: ``head``, ``view``."""
+    """Object key below the group's prefix, or what else is damaged: ``head``, ``view``, ``agent#…`` (a catalogue item)."""
     what: str
     """``missing``, ``header``, ``frame``, ``index``, ``trailer``, ``content`` (valid by itself, not what the chain says),
-    ``body``, ``salvage``, ``snapshot``, ``head``, ``diverged``, ``view``."""
+    ``body``, ``salvage``, ``snapshot``, ``catalogue``, ``head``, ``diverged``, ``view``."""
     agent: str
     record: str
     """The first record that is concerned; "" when none is, or none is known."""
@@ -81,6 +81,26 @@ class ProofView(View):
         if self._gaps is None:
             self._gaps = self._tables.one("SELECT 1 FROM segments WHERE records=0 AND bytes=0 LIMIT 1") is not None
         return self._gaps
+
+    def is_gap(self, stream: str, seq: int) -> bool:
+        """Whether this segment was stepped over."""
+        row = self._tables.one(
+            "SELECT 1 FROM segments WHERE stream=? AND seq=? AND records=0 AND bytes=0", (self._stream(stream)[0], seq)
+        )
+        return row is not None
+
+    def agents_between(self, stream: str, after: str, upto: str | None) -> Iterator[str]:
+        """Names of the stream's agents after ``after`` up to ``upto`` (None: to the last one), ascending in UTF-8."""
+        while True:
+            rows = self._tables.all(
+                "SELECT a.name FROM agents a JOIN records l ON l.no=a.latest JOIN streams s ON s.no=l.stream "
+                "WHERE s.name=?1 AND a.name>?2 AND (?3 IS NULL OR a.name<=?3) ORDER BY a.name LIMIT 100",
+                (stream, after, upto),
+            )
+            yield from (row[0] for row in rows)
+            if len(rows) < 100:
+                return
+            after = rows[-1][0]
 
     def reset(self, stream: str, seq: int, chain: str) -> None:
         super().reset(stream, seq, chain)

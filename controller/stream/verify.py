@@ -16,13 +16,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from controller.domain.model import EpochStart, Head, SegmentRef
-from controller.domain.replication import owner
+from controller.domain.model import Head, SegmentRef
 from controller.errors import Corrupt, DrError, NotFound, Unavailable
 from controller.ports import Clock, RegionStore
 from controller.stream.damage import Damage, compare, survey
 from controller.stream.proof import Problem, ProofView
 from controller.stream.reader import read_record
+from controller.stream.salvage import sound
 from controller.stream.segment import Segment, decode_segment, next_chain
 from controller.stream.view import ColdBase
 
@@ -32,8 +32,6 @@ HELD = 3
 """Objects of a damaged run that are held in memory; longer runs are read again."""
 MAX_DOUBTED = 3
 """Sound segments behind a damaged run whose own word is doubted, one after the other."""
-MAX_MISSING = 20
-"""Segments of a salvage that are missing one after the other before the rest is not looked for."""
 MAX_MOVED = 20
 """Times that the head may move under the walk before it gets any further: the verification is interrupted then."""
 LISTED = 5
@@ -97,17 +95,22 @@ class Walk:
         self._ask: Callable[[], Awaitable[Head]] = lambda: store.read_head(stream)
 
     async def run(
-        self, ask: Callable[[], Awaitable[Head]], tell: Callable[[int, int], None] = lambda _seq, _goal: None
+        self,
+        ask: Callable[[], Awaitable[Head]],
+        tell: Callable[[int, int], None] = lambda _seq, _goal: None,
+        *,
+        further: bool = False,
     ) -> Head:
-        """To the end of the head that ``ask`` gives, which is asked for again when it moved meanwhile. Returns it.
-        Raises Unavailable (go on later; also when the head moves again and again), Corrupt when it cannot be walked along."""
+        """To the end of the head that ``ask`` gives, which is asked for again when it moved meanwhile. Returns it. ``further``:
+        goes on from where this verification was, and keeps what it noted of other things than segments. Raises Unavailable
+        (go on later; also when the head moves again and again), Corrupt when it cannot be walked along."""
         self._ask = ask
         furthest, moved = -1, 0
         while moved <= MAX_MOVED:
             head = await ask()
             self._next = None
             try:
-                self._align(head)
+                self._align(head, further)
                 seq, _ = self._proof.position(self._stream)
                 while seq < head.seq:
                     began = self._clock.monotonic()
@@ -124,7 +127,7 @@ class Walk:
             f"segment {max(furthest, 0):,}"
         )
 
-    def _align(self, head: Head) -> None:
+    def _align(self, head: Head, further: bool) -> None:
         """Goes on where the last walk stood, as far as that still is this history."""
         seq, _ = self._proof.position(self._stream)
         floor, floor_chain = self._proof.floor(self._stream)
@@ -140,7 +143,7 @@ class Walk:
             keep -= 1
         if keep < seq:
             self._proof.rewind(self._stream, keep)
-        self._proof.forget_problems(self._stream, keep + 1)
+        self._proof.forget_problems(self._stream, keep + 1, also_seq_0=not further)
 
     # ---------------------------------------------------------------------------------------------------- one segment
 
@@ -189,14 +192,9 @@ class Walk:
 
     def _decode(self, ref: SegmentRef, data: bytes) -> tuple[Segment | None, str]:
         try:
-            segment = decode_segment(data)
+            return sound(data, ref, self._group), ""
         except Corrupt as error:
             return None, error.message
-        header = segment.header
-        said = (header.group, header.stream, header.seq, header.epoch)
-        if said != (self._group, ref.stream, ref.seq, ref.epoch):
-            return None, f"it says that its group, stream, seq and epoch are {said!a}"
-        return segment, ""
 
     async def _still(self, head: Head, seq: int) -> None:
         """A segment is absent. Raises Moved when the head does not ask for it any more."""
@@ -404,43 +402,3 @@ def _owner(head: Head, seq: int) -> int | None:
         return head.owner(seq)
     except LookupError:
         return None
-
-
-async def salvage_problems(store: RegionStore, head: Head) -> list[tuple[SegmentRef, str]]:
-    """What is wrong with the tails that were cut off this store: (segment, why)."""
-    found: list[tuple[SegmentRef, str]] = []
-    for piece in head.salvage:
-        chain: str | None = None
-        begins = piece.epochs[0].first_seq if piece.epochs else 0
-        if begins != piece.first_seq or not 1 <= piece.by_epoch <= head.epoch or piece.first_seq > piece.last_seq:
-            ref = SegmentRef(head.stream, piece.first_seq, piece.epochs[0].epoch if piece.epochs else 0)
-            found.append((ref, f"the head says of this salvage {piece!a}, which no writer of ours can have written"))
-            continue
-        missing = 0
-        for seq in range(piece.first_seq, piece.last_seq + 1):
-            ref = SegmentRef(head.stream, seq, owner(_starts(piece.epochs), seq))
-            try:
-                data = await store.get_segment(ref)
-                segment = await asyncio.to_thread(decode_segment, data)
-            except (Corrupt, NotFound) as error:
-                found.append((ref, error.message))
-                chain = None
-                missing = missing + 1 if isinstance(error, NotFound) else 0
-                if missing >= MAX_MISSING:
-                    break
-                continue
-            header = segment.header
-            if (header.stream, header.seq, header.epoch) != (ref.stream, ref.seq, ref.epoch):
-                found.append((ref, f"it says that it is segment {header.seq} of epoch {header.epoch}"))
-                chain = None
-                continue
-            if chain is not None and header.prev_chain != chain:
-                found.append((ref, "it does not follow the segment before it"))
-            chain = next_chain(header.prev_chain, data)
-            if seq == piece.last_seq and chain != piece.last_chain:
-                found.append((ref, f"it gives chain {chain[:12]}…, the head's salvage says {piece.last_chain[:12]}…"))
-    return found
-
-
-def _starts(epochs: Sequence[EpochStart]) -> tuple[EpochStart, ...]:
-    return tuple(sorted(epochs))

@@ -11,12 +11,13 @@ from pathlib import Path
 from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
 from controller.adapters.memory.gate import FaultGate
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore, StoredObject
-from controller.domain.model import Fence, Head
+from controller.domain.model import Fence, Head, NamedSnapshot, SnapshotRef
 from controller.runtime.archive_documents import Verification
 from controller.runtime.audit import Audit
 from controller.runtime.documents import Keys
 from controller.runtime.mender import Mender
 from controller.runtime.verifier import Verifier
+from controller.stream.keeping import Keeping
 from controller.stream.proof import Problem
 from controller.stream.segment import frame_offsets
 from controller.stream.view import View
@@ -97,6 +98,27 @@ class Copies:
             clock=self.clock,
             state_dir=self.folder,
         )
+
+    def settle(self, region: str = HOME) -> None:
+        """Three snapshots of the head's epoch, after which the catalogue is certainly written, and the catalogue."""
+        store, stream = self.stores[region], self.history.stream
+        head = store.heads[stream]
+        named = []
+        for seq in range(head.seq - 2, head.seq + 1):
+            store.put_snapshot(SnapshotRef(stream, seq, head.epoch), b"index %d" % seq)
+            digest = hashlib.sha256(b"index %d" % seq).hexdigest()
+            named.append(NamedSnapshot(seq, head.epoch, self.built(seq).chain, digest))
+        store.heads[stream] = replace(head, snapshots=tuple(named))
+        self.catalogue(region)
+
+    def catalogue(self, region: str = HOME) -> None:
+        """One item for each agent, as the holder writes it."""
+        store, stream = self.stores[region], self.history.stream
+        keeping = Keeping(self.view, stream)
+        for _, agent in keeping.agents(0, 1000):
+            entry = keeping.entry(agent)
+            if entry is not None:
+                store.catalogue[stream, agent] = replace(entry, by_epoch=store.heads[stream].epoch)
 
     async def verify(self, region: str = HOME, *, restart: bool = False) -> Verification:
         await self.verifier.start(region, restart=restart)

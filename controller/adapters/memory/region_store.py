@@ -11,7 +11,7 @@ import asyncio
 import bisect
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from controller.adapters import head_rules
@@ -27,7 +27,7 @@ from controller.domain.model import (
     SnapshotRef,
 )
 from controller.errors import Corrupt, NotFound, OutcomeUnknown, Unavailable
-from controller.ports import FoundHead, FoundObject
+from controller.ports import FoundEntry, FoundHead, FoundObject
 
 T = TypeVar("T")
 
@@ -137,7 +137,31 @@ class MemoryStore:
         """Raises FenceLost, Conflict."""
         head_rules.check_held(self.head(fence.stream), fence)
         for entry in entries:
-            self.catalogue[fence.stream, entry.agent] = entry
+            self.catalogue[fence.stream, entry.agent] = replace(entry, by_epoch=fence.epoch)
+
+    def list_catalogue(self, stream: str, after: str, limit: int) -> tuple[FoundEntry, ...]:
+        """Ascending by the names in UTF-8."""
+        names = sorted((agent for name, agent in self.catalogue if name == stream), key=str.encode)
+        later = [name for name in names if name.encode() > after.encode()]
+        return tuple(self.inspect_catalogue(stream, name) for name in later[:limit])
+
+    def inspect_catalogue(self, stream: str, agent: str) -> FoundEntry:
+        there = self.catalogue.get((stream, agent))
+        return FoundEntry(agent, there, "", there)
+
+    def mend_catalogue(self, fence: Fence, found: FoundEntry, entry: CatalogueEntry | None) -> None:
+        """Raises FenceLost, Conflict."""
+        head_rules.check_held(self.head(fence.stream), fence)
+        wanted = None if entry is None else replace(entry, by_epoch=fence.epoch)
+        there = self.catalogue.get((fence.stream, found.agent))
+        if there == wanted:
+            return
+        if there != found.exact:
+            raise head_rules.not_as_found(f"catalogue item of {found.agent!a}", self.region)
+        if wanted is None:
+            del self.catalogue[fence.stream, found.agent]
+        else:
+            self.catalogue[fence.stream, found.agent] = wanted
 
     def inspect(self, ref: SegmentRef | SnapshotRef) -> FoundObject:
         there = self._shelf(ref).get(ref)
@@ -321,6 +345,19 @@ class MemoryRegionStore:
     async def mend_head(self, fence: Fence, found: FoundHead, head: Head) -> Head:
         head_rules.check_mend(fence, found, head)
         return await self._call("mend_head", lambda: self._server.mend_head(fence, found, head), mutates=True)
+
+    async def list_catalogue(self, stream: str, after: str, limit: int) -> tuple[FoundEntry, ...]:
+        head_rules.check_page(stream, limit)
+        return await self._call("list_catalogue", lambda: self._server.list_catalogue(stream, after, limit))
+
+    async def inspect_catalogue(self, stream: str, agent: str) -> FoundEntry:
+        head_rules.check_name("stream", stream)
+        return await self._call("inspect_catalogue", lambda: self._server.inspect_catalogue(stream, agent))
+
+    async def mend_catalogue(self, fence: Fence, found: FoundEntry, entry: CatalogueEntry | None) -> None:
+        head_rules.check_fence(fence)
+        head_rules.check_entry(found.agent, None if entry is None else entry.agent)
+        await self._call("mend_catalogue", lambda: self._server.mend_catalogue(fence, found, entry), mutates=True)
 
     async def close(self) -> None:
         """Nothing to release. Requests in flight stay so: closing a client does not call them back."""
