@@ -40,6 +40,9 @@ _CLASSES: dict[str, type[DrError]] = {
 } | {FenceLost.code: FenceLost}
 
 
+NAMED_MAX = 4
+"""Addresses that are asked because a controller named them, in one command's request."""
+
 Params = Mapping[str, str | int | float | Sequence[str]]
 
 
@@ -83,7 +86,7 @@ def check_endpoint(text: str) -> str:
 def error_from(status: int, body: bytes, endpoint: str) -> DrError:
     """The error that an answer carries, as the class that has its exit code."""
     try:
-        found = json.loads(body)["error"]
+        found = dict(json.loads(body)["error"])
         code, message, hint = str(found["code"]), str(found["message"]), str(found.get("hint") or "")
         exit_code = found.get("exit_code")
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -93,6 +96,8 @@ def error_from(status: int, body: bytes, endpoint: str) -> DrError:
         )
     error = _CLASSES.get(code, DrError)(message, hint=hint or "look at the controller's log")
     error.code = code
+    if isinstance(error, NotActive) and isinstance(found.get("active"), str):
+        error.active = found["active"]
     if isinstance(exit_code, int) and 1 <= exit_code <= 125:
         error.exit_code = exit_code
     return error
@@ -144,8 +149,12 @@ class Client:
         body: Mapping[str, object] | None = None,
     ) -> tuple[bytes, str]:
         tried: list[str] = []
+        asked: set[str] = set()
         said: DrError | None = None
-        for endpoint in self._order():
+        order = self._order()
+        while order:
+            endpoint = order.pop(0)
+            asked.add(endpoint)
             if why := self._silent(endpoint):
                 tried.append(f"{endpoint} ({why})")
                 continue
@@ -170,6 +179,10 @@ class Client:
             if not isinstance(said, Unavailable) or isinstance(said, OutcomeUnknown):
                 raise said
             tried.append(f"{endpoint} (answered: {said.message})")
+            named = _named(said, endpoint)
+            # The streams of a group may be held by different instances. Nobody leads us around without end.
+            if named is not None and named not in asked and len(asked) < len(self._endpoints) + NAMED_MAX:
+                order = [named, *(one for one in order if one != named)]
         if said is not None:
             raise said
         raise Unavailable(
@@ -208,6 +221,17 @@ class Client:
                     raise httpx.ReadError("the answer is too large")
                 parts.append(part)
             return answer.status_code, b"".join(parts)
+
+
+def _named(said: DrError, endpoint: str) -> str | None:
+    """The active controller that a standby names, if it is one to ask: never by a less safe way than the one that was asked."""
+    if not isinstance(said, NotActive) or said.active is None:
+        return None
+    try:
+        named = check_endpoint(said.active)
+    except Usage:
+        return None
+    return named if urlsplit(named).scheme == urlsplit(endpoint).scheme else None
 
 
 def _why(error: httpx.HTTPError) -> str:

@@ -191,6 +191,7 @@ class Controller(Desk):
             instance=settings.instance,
             fence_of=self._fence_of,
             held=lambda stream: stream in self._actives,
+            holder=self._active_address,
         )
         self.restorer = Restorer(
             group=settings.group,

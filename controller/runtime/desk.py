@@ -153,11 +153,11 @@ class Desk(ABC):
         """How long this instance may still act: the shortest right of the streams that it serves; 0 when it serves none."""
         return min((active.tenure.remaining_seconds() for active in self._actives.values() if active.acts()), default=0.0)
 
-    def _active_address(self) -> str | None:
-        """Where the holder listens, as of the last look."""
+    def _active_address(self, stream: str = LEAD) -> str | None:
+        """Where the stream's holder listens, as of the last look."""
         holders = self._seen.holders if self._seen else ()
         others = [holder for holder in holders if holder.address != self._settings.api.address]
-        return next((holder.address for holder in others if holder.stream == LEAD), None)
+        return next((holder.address for holder in others if holder.stream == stream), None)
 
     def _serving(self, stream: str = LEAD) -> Active:
         active = self._actives.get(stream)
@@ -165,7 +165,7 @@ class Desk(ABC):
             raise NotActive(
                 f"{self._settings.region}/{self._settings.instance} is {self._role.value}: {self._reason}",
                 hint="ask the active controller",
-                active=self._active_address(),
+                active=self._active_address(stream),
             )
         return active
 

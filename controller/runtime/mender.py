@@ -34,7 +34,8 @@ LISTED = 20
 
 
 class Mender:
-    """``fence_of``: our fence of a stream while we hold it and may act, else None. ``held``: whether this instance holds it."""
+    """``fence_of``: our fence of a stream while we hold it and may act, else None. ``held``: whether this instance holds it.
+    ``holder``: where its holder listens, when that is another instance and known."""
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class Mender:
         instance: str,
         fence_of: Callable[[str], Fence | None],
         held: Callable[[str], bool],
+        holder: Callable[[str], str | None] = lambda _stream: None,
     ) -> None:
         self._verifier = verifier
         self._audit = audit
@@ -54,6 +56,7 @@ class Mender:
         self._instance = instance
         self._fence_of = fence_of
         self._held = held
+        self._holder = holder
         self._seen: dict[str, Examined | DrError] = {}
         """Streams whose history was walked on for this batch."""
 
@@ -201,7 +204,7 @@ class Mender:
             who = "" if fence is not None else "; only the active controller can do it"
             return "would", (f"would name {words}, as the chain proves" if words else "would be deleted: nobody's") + who, ""
         if fence is None:
-            return "cannot", f"{self._region}/{self._instance} does not hold stream {stream}: ask the active controller", ""
+            return "cannot", self._not_ours(region, stream), ""
         await store.mend_catalogue(fence, found, right)
         return "done", f"names {words}" if words else "deleted: the history has no checkpoint of this agent", ""
 
@@ -225,6 +228,12 @@ class Mender:
             return "done", f"replaced by the copy of {name}", name
         return "cannot", "no other region has it; the holder's next snapshot takes its place", ""
 
+    def _not_ours(self, region: str, stream: str) -> str:
+        address = self._holder(stream)
+        where = f"drctl verify {region} --endpoint {address}, then repair there" if address else "ask the active controller"
+        me = f"{self._region}/{self._instance}"
+        return f"only the active controller can do it, and {me} does not hold stream {stream}: {where}"
+
     # -------------------------------------------------------------------------------------------------------------- head
 
     async def _head(self, region: str, proof: ProofView, problem: Problem, execute: bool) -> tuple[str, str, str]:
@@ -244,7 +253,7 @@ class Mender:
                 who = "" if fence is not None else "; only the active controller can do it"
                 return "would", f"would be set to {words}, as its objects prove{who}", ""
             if fence is None:
-                return "cannot", f"{self._region}/{self._instance} does not hold stream {stream}: ask the active controller", ""
+                return "cannot", self._not_ours(region, stream), ""
             try:
                 await store.mend_head(fence, seen.found, right)
             except Conflict:
