@@ -20,7 +20,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help setup demo test test-fast simulate fuzz model bench lint lock clean
+.PHONY: help setup demo test test-fast simulate faults fuzz model bench lint lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -59,6 +59,9 @@ test-fast: setup ## the tests that need neither servers nor time
 simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N, FAILOVERS=N, SEED=n for one, JOBS=n, ARGS="--mutants")
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS))) $(if $(FAILOVERS),--failovers $(FAILOVERS)) \
 	    $(if $(MARATHON),--marathon) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+faults: setup ## real partitions, kills, full and frozen disks on a real group; needs root (ARGS="--list", "--minutes 20", "--only kill")
+	$(BIN)/python -m tests.faults $(ARGS)
 
 fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -o timeout=0 tests/fuzz $(PYTEST_ARGS)

@@ -47,8 +47,16 @@ class AwsStandIn:
     """
 
     def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 0, aws_region: str = "us-east-1", log: Path | None = None
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        aws_region: str = "us-east-1",
+        log: Path | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
+        """``prefix``: a program that becomes the command, somewhere else (``nsenter``)."""
+        self._prefix = prefix
         self.host = host
         self.port = port
         self.aws_region = aws_region
@@ -81,6 +89,7 @@ class AwsStandIn:
             with log_path.open("ab") as log:
                 self._process = subprocess.Popen(
                     [
+                        *self._prefix,
                         sys.executable,
                         "-m",
                         "controller.lab.aws_serve",

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from controller.adapters.etcd_version import OLDEST_TRUSTWORTHY, is_trustworthy, parse_version
 from controller.errors import Misconfigured, Unavailable
+from controller.lab.processes import PrefixOf, here
 
 POLL_SECONDS = 0.05
 LAUNCHER = """
@@ -124,8 +125,12 @@ class EtcdMember:
     should, such as the main thread, never from a thread pool.
     """
 
-    def __init__(self, binary: EtcdBinary, address: EtcdAddress, command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, binary: EtcdBinary, address: EtcdAddress, command: Sequence[str], log: Path, prefix: Sequence[str] = ()
+    ) -> None:
+        """``prefix``: a program that becomes the command, somewhere else (``nsenter``)."""
         self.binary = binary
+        self._prefix = list(prefix)
         self.address = address
         self.log = log
         self._command = [str(binary.path), *command]
@@ -143,7 +148,7 @@ class EtcdMember:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ETCD_")}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                _die_with_parent(self._command),
+                [*self._prefix, *_die_with_parent(self._command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -195,7 +200,7 @@ class EtcdCluster:
     """All members of one cluster. ``with EtcdCluster(...) as cluster`` starts them, waits, and kills them at the end.
 
     ``unsafe_no_fsync`` makes writes fast and forgets them when the machine (not the process) dies: for tests.
-    ``extra`` are further options of etcd for every member.
+    ``extra`` are further options of etcd for every member; ``prefix_of`` is asked with a member's name.
     """
 
     def __init__(
@@ -208,6 +213,7 @@ class EtcdCluster:
         heartbeat_milliseconds: int = 100,
         election_milliseconds: int = 1000,
         extra: Sequence[str] = (),
+        prefix_of: PrefixOf = here,
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         options = [
@@ -221,7 +227,13 @@ class EtcdCluster:
             *extra,
         ]
         self.members = tuple(
-            EtcdMember(binary, address, [*_member_options(address, data_dir), *options], data_dir / f"{address.name}.log")
+            EtcdMember(
+                binary,
+                address,
+                [*_member_options(address, data_dir), *options],
+                data_dir / f"{address.name}.log",
+                prefix_of(address.name),
+            )
             for address in addresses
         )
 

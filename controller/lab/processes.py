@@ -29,6 +29,15 @@ IDENTITY = "DRLAB_IDENTITY"
 
 PR_SET_PDEATHSIG = 1
 
+PrefixOf = Callable[[str], tuple[str, ...]]
+"""Region -> what to put before a command so that it runs there ("" is the place of what belongs to no region)."""
+
+
+def here(region: str) -> tuple[str, ...]:
+    """All regions on this machine as it is."""
+    return ()
+
+
 LINE_CHARS = 400
 """Longest line of a log that is shown in an error."""
 

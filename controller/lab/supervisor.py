@@ -21,7 +21,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -37,10 +37,10 @@ from controller.errors import Refused, Unavailable
 from controller.lab import control, work
 from controller.lab.aws import LAB_ENVIRONMENT, AwsStandIn
 from controller.lab.ending import read_note
-from controller.lab.etcd import EtcdAddress, EtcdCluster, find_etcd
+from controller.lab.etcd import EtcdAddress, EtcdCluster, EtcdMember, find_etcd
 from controller.lab.hosts import AgentHostPlace, host_argv, places
 from controller.lab.layout import Layout
-from controller.lab.processes import IDENTITY, Children, Roster, Spec, Started, start_ticks, sweep, tail
+from controller.lab.processes import IDENTITY, Children, PrefixOf, Roster, Spec, Started, here, start_ticks, sweep, tail
 from controller.lab.stand_ins import start_region, start_route53
 from controller.lab.topology import (
     ETCD_PEER_SHIFT,
@@ -72,9 +72,23 @@ class Lab:
     """Everything that runs. ``async with Lab(...)`` starts it, and ends it whatever happens."""
 
     def __init__(
-        self, topology: Topology, *, say: Say, hosts_per_region: int = 2, agents: int = 50, corpus: Path | None = None
+        self,
+        topology: Topology,
+        *,
+        say: Say,
+        hosts_per_region: int = 2,
+        agents: int = 50,
+        corpus: Path | None = None,
+        prefix_of: PrefixOf = here,
+        stand_in_shift: int = 0,
+        etcd_options: Sequence[str] = (),
     ):
+        """``prefix_of``: how to start a process where its region is. ``stand_in_shift``: the AWS stand-ins listen so many ports
+        further, behind proxies that the caller starts. ``etcd_options``: further ones for every member."""
         self.topology = topology
+        self._prefix_of = prefix_of
+        self._shift = stand_in_shift
+        self._etcd_options = tuple(etcd_options)
         self.layout = Layout(topology.state_dir)
         self.identity = secrets.token_hex(16)
         self._say = say
@@ -120,7 +134,8 @@ class Lab:
         self._children = Children(self.topology.state_dir, self.identity)
         self._write_keys()
         self._control = await control.serve(self.layout.socket, self.handle)
-        self._start_wan()
+        if self.topology.links:
+            self._start_wan()
         self._start_webhook()
         self._start_etcd()
         founding = asyncio.create_task(self._found_group())
@@ -198,7 +213,8 @@ class Lab:
         return self._children
 
     def _module(self, name: str, kind: str, region: str, *arguments: str) -> Started:
-        return self._process().start(Spec(name, kind, region, (sys.executable, "-m", *arguments), LAB_ENVIRONMENT))
+        argv = (*self._prefix_of(region), sys.executable, "-m", *arguments)
+        return self._process().start(Spec(name, kind, region, argv, LAB_ENVIRONMENT))
 
     def _start_wan(self) -> None:
         links = [
@@ -233,11 +249,14 @@ class Lab:
             EtcdAddress(region.name, region.etcd.host, region.etcd.port, region.etcd.port + ETCD_PEER_SHIFT)
             for region in self.topology.regions
         ]
-        self._cluster = EtcdCluster(binary, addresses, self.layout.etcd)
+        self._cluster = EtcdCluster(binary, addresses, self.layout.etcd, extra=self._etcd_options, prefix_of=self._prefix_of)
         for member in self._cluster.members:
-            member.start()
-            if member.pid is not None:
-                self._process().adopt(f"etcd-{member.address.name}", "etcd", member.address.name, member.pid)
+            self._start_member(member)
+
+    def _start_member(self, member: EtcdMember) -> None:
+        member.start()
+        if member.pid is not None:
+            self._process().adopt(f"etcd-{member.address.name}", "etcd", member.address.name, member.pid)
 
     def _start_controller(self, place: ControllerPlace) -> None:
         self._module(place.name, "controller", place.region, "controller", "serve", "--config", str(place.config))
@@ -248,12 +267,13 @@ class Lab:
     async def _start_stand_ins(self) -> str:
         """S3 and DynamoDB of every region, and Route 53. Returns the id of the hosted zone."""
         loop, log = asyncio.get_running_loop(), self._process().log
-        global_part = loop.run_in_executor(self._threads, start_route53, self.topology, log("route53"), READY_SECONDS)
+        shift, prefix_of = self._shift, self._prefix_of
+        route53 = partial(start_route53, self.topology, log("route53"), READY_SECONDS, port_shift=shift)
+        global_part = loop.run_in_executor(self._threads, route53)
+        store = partial(start_region, self.topology, prefix_of=prefix_of, port_shift=shift, timeout_seconds=READY_SECONDS)
         parts = {
-            region.name: loop.run_in_executor(
-                self._threads, start_region, self.topology, region.name, log(f"store-{region.name}"), READY_SECONDS
-            )
-            for region in self.topology.regions
+            name: loop.run_in_executor(self._threads, partial(store, name, log(f"store-{name}")))
+            for name in (region.name for region in self.topology.regions)
         }
         # All of them are waited for, so that none is forgotten when one fails.
         await asyncio.wait(parts.values())
@@ -368,6 +388,25 @@ class Lab:
         place = self._place(region, instance)
         if place.name not in {process.name for process in self._process().select(region=region)}:
             self._start_controller(place)
+
+    def kill_member(self, region: str) -> int:
+        """SIGKILL to a region's etcd member. Returns how many were killed."""
+        return self._process().kill(self._process().select(region=region, kinds=("etcd",)))
+
+    def start_member(self, region: str) -> None:
+        """Starts a region's etcd member anew, with the disk that it had; nothing while it runs."""
+        assert self._cluster is not None
+        for member in self._cluster.members:
+            if member.address.name == region:
+                self._start_member(member)
+
+    def start_module(self, name: str, kind: str, region: str, *arguments: str) -> Started:
+        """A process beside the lab's own: ``python -m`` with these arguments, ended with the lab like all others."""
+        return self._module(name, kind, region, *arguments)
+
+    def signal(self, number: signal.Signals, *, region: str | None = None, kinds: Iterable[str] | None = None) -> int:
+        """Signals the living processes of a region and of some kinds (None = all). Returns how many there were."""
+        return self._process().signal(self._process().select(region=region, kinds=kinds), number)
 
     def _place(self, region: str, instance: str) -> ControllerPlace:
         places = self.topology.region(region).controllers

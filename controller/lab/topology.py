@@ -164,8 +164,11 @@ def _need(document: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def build(settings: Mapping[str, Any], state_dir: Path, *, offset: int = 0, wan_port: int = WAN_FIRST_PORT) -> Topology:
+def build(
+    settings: Mapping[str, Any], state_dir: Path, *, offset: int = 0, wan_port: int = WAN_FIRST_PORT, wan: bool = True
+) -> Topology:
     """The lab that a settings document describes. Regions stand in the order of the document; the first is home.
+    ``wan`` False: regions reach each other's stores directly, over a network that somebody else made.
 
     Raises Misconfigured, naming the field, when an address is missing or malformed.
     """
@@ -184,7 +187,7 @@ def build(settings: Mapping[str, Any], state_dir: Path, *, offset: int = 0, wan_
         dns_name=str(_need(document, "traffic.name")),
         zone_id=str(_need(document, "traffic.zone_id")),
         regions=regions,
-        links=tuple(_links(regions, wan_port + offset)),
+        links=tuple(_links(regions, wan_port + offset)) if wan else (),
         route53=Endpoint.parse(str(_need(document, "traffic.endpoint"))),
         dns=Endpoint.parse(str(_need(document, "dns.servers")[0])),
         webhook=Endpoint.parse(webhook_url),

@@ -22,6 +22,7 @@ from controller.runtime.documents import decode
 from controller.runtime.service import AuditEntry
 from controller.stream.segment import Segment, decode_segment, next_chain, open_frame
 from tests.simulation.events import AckSeen, Transaction
+from tests.simulation.observed import Observed
 from tests.simulation.world import STREAM, World
 
 EPSILON = 1e-6
@@ -56,7 +57,7 @@ def _owner(starts: tuple[EpochStart, ...], seq: int) -> int:
     return max((start.epoch for start in starts if start.first_seq <= seq), default=0)
 
 
-def recorded_forks(world: World, stream: str) -> tuple[EpochStart, ...]:
+def recorded_forks(world: Observed, stream: str) -> tuple[EpochStart, ...]:
     item = world.cluster._items.get(world.keys.forks(stream))
     recorded = decode(Forks, item.value).starts if item is not None else ()
     if world.history.restored:  # etcd may have forgotten: the greatest (epoch of the last segment, seq) in the stores wins
@@ -67,11 +68,11 @@ def recorded_forks(world: World, stream: str) -> tuple[EpochStart, ...]:
     return recorded
 
 
-def live_histories(world: World) -> list[Live]:
+def live_histories(world: Observed) -> list[Live]:
     return [live_history(world, stream=stream) for stream in world.streams]
 
 
-def live_history(world: World, without: str = "", stream: str = STREAM) -> Live:
+def live_history(world: Observed, without: str = "", stream: str = STREAM) -> Live:
     """Walks from segment 1 on: the segment of the recorded owner that follows the chain, as far as some store committed it.
 
     ``without``: a region whose store is not looked at, as if it had been lost this moment."""
@@ -100,7 +101,7 @@ def live_history(world: World, without: str = "", stream: str = STREAM) -> Live:
             bodies[one.record.agent, one.record.id] = open_frame(one, base)
 
 
-def _readable(world: World, region: str, ref: SegmentRef, chain: str) -> tuple[Segment, bytes] | None:
+def _readable(world: Observed, region: str, ref: SegmentRef, chain: str) -> tuple[Segment, bytes] | None:
     """The segment in that store, when it is whole and follows ``chain``."""
     try:
         data = world.servers[region].get(ref)
@@ -114,7 +115,7 @@ def _kept(live: Live, ack: AckSeen) -> bool:
     return live.bodies.get((ack.agent, ack.id)) == ack.body
 
 
-def lost_acks(world: World, live: Live) -> list[AckSeen]:
+def lost_acks(world: Observed, live: Live) -> list[AckSeen]:
     """Of the agents of that stream."""
     return [ack for ack in world.acks if ack.stream == live.stream and not _kept(live, ack)]
 
@@ -122,13 +123,13 @@ def lost_acks(world: World, live: Live) -> list[AckSeen]:
 # ------------------------------------------------------------------------------------------------------------- checkers
 
 
-def one_active(world: World) -> None:
+def one_active(world: Observed) -> None:
     """Never two instances that may act, at no instant (clocks that lie are left out)."""
     if world.beliefs:
         raise Violation("one-active", world.beliefs[0])
 
 
-def nothing_lost(world: World) -> None:
+def nothing_lost(world: Observed) -> None:
     """Nothing that was acknowledged with two copies or more is missing or different in the live history."""
     for live in live_histories(world):
         for ack in lost_acks(world, live):
@@ -141,7 +142,7 @@ def nothing_lost(world: World) -> None:
                 )
 
 
-def promised_loss(world: World) -> None:
+def promised_loss(world: Observed) -> None:
     """What was lost is covered by an approved plan: its kind, its seconds, its number of records."""
     by_plan: dict[str, list[AckSeen]] = {}
     for live in live_histories(world):
@@ -154,7 +155,7 @@ def promised_loss(world: World) -> None:
             raise Violation("promised-loss", f"plan {plan} lost {len(lost)} records in all, approved were {approved.records}")
 
 
-def _promised(world: World, live: Live) -> dict[str, list[AckSeen]]:
+def _promised(world: Observed, live: Live) -> dict[str, list[AckSeen]]:
     """One stream's part of it. Returns what was lost under which plan."""
     by_opening: dict[int, list[AckSeen]] = {}
     openings = world.history.openings(live.stream)
@@ -174,7 +175,7 @@ def _promised(world: World, live: Live) -> dict[str, list[AckSeen]]:
     }
 
 
-def _covered(world: World, entry: Transaction, epoch: int, lost: list[AckSeen]) -> None:
+def _covered(world: Observed, entry: Transaction, epoch: int, lost: list[AckSeen]) -> None:
     before, progress = entry.progress or (None, None)
     record = entry.under if before is None or not before.open else None  # opened again: nothing more may be lost
     if record is None:
@@ -203,7 +204,7 @@ def _covered(world: World, entry: Transaction, epoch: int, lost: list[AckSeen]) 
         raise Violation("promised-loss", f"{what} of {span:.2f} s; it said at most {final.seconds:.2f}")
 
 
-def received_at(world: World, ack: AckSeen) -> float:
+def received_at(world: Observed, ack: AckSeen) -> float:
     for server in world.servers.values():
         ref = SegmentRef(ack.stream, ack.seq, ack.epoch)
         if ref in server.objects:
@@ -213,7 +214,7 @@ def received_at(world: World, ack: AckSeen) -> float:
     return ack.sent_at
 
 
-def stores_whole(world: World) -> None:
+def stores_whole(world: Observed) -> None:
     """Every store holds a gap-free, chained prefix of its history; all that was ever committed in it is history or salvage.
 
     A store that the newest epoch has fenced and that nobody is bringing along any more is a prefix of the live history.
@@ -231,7 +232,7 @@ def stores_whole(world: World) -> None:
                 )
 
 
-def stores_are_prefixes(world: World) -> None:
+def stores_are_prefixes(world: Observed) -> None:
     """For a world that has settled: every store is a prefix of the live history, as long as it but for what is under way."""
     for live in live_histories(world):
         for region, server in world.servers.items():
@@ -243,7 +244,7 @@ def stores_are_prefixes(world: World) -> None:
                 raise Violation("stores-are-prefixes", f"{where} stays there; the live history has {live.length}")
 
 
-def _chained(region: str, world: World, head: Head) -> None:
+def _chained(region: str, world: Observed, head: Head) -> None:
     server, chain = world.servers[region], GENESIS
     for seq in range(1, head.seq + 1):
         ref = SegmentRef(head.stream, seq, head.owner(seq))
@@ -258,7 +259,7 @@ def _chained(region: str, world: World, head: Head) -> None:
         raise Violation("stores-whole", f"{region}: the head's chain at {head.seq} is not that of its segments")
 
 
-def _accounted(region: str, world: World, head: Head) -> None:
+def _accounted(region: str, world: Observed, head: Head) -> None:
     salvaged = {
         SegmentRef(head.stream, seq, _owner(cut.epochs, seq))
         for cut in head.salvage
@@ -277,7 +278,7 @@ def _accounted(region: str, world: World, head: Head) -> None:
                 raise Violation("stores-whole", f"{region}: {ref.key} is listed as salvage and is not there")
 
 
-def stores_fenced(world: World) -> None:
+def stores_fenced(world: Observed) -> None:
     """No store's epoch ever goes back; nobody commits under another epoch than the store's."""
     for moved in world.history.heads:
         if moved.after.epoch < moved.before.epoch:
@@ -290,7 +291,7 @@ def stores_fenced(world: World) -> None:
             )
 
 
-def objects_immutable(world: World) -> None:
+def objects_immutable(world: Observed) -> None:
     """A segment object is never overwritten with something else."""
     known: dict[tuple[str, SegmentRef], str] = {}
     for put in world.history.puts:
@@ -298,7 +299,7 @@ def objects_immutable(world: World) -> None:
             raise Violation("objects-immutable", f"{put.region}: {put.ref.key} was overwritten")
 
 
-def dns_safe(world: World) -> None:
+def dns_safe(world: Observed) -> None:
     """The zone's epoch never goes back, the name always has a record of non-zero weight, and weights point to the region whose
     epoch changed them."""
     regions: dict[int, set[str]] = {}
@@ -326,7 +327,7 @@ def dns_safe(world: World) -> None:
         epoch, before = seen, weights
 
 
-def people_approved(world: World) -> None:
+def people_approved(world: Observed) -> None:
     """Authority moved only by plans that enough others had signed, for that digest, unexpired, once, on that evidence."""
     identity = SshIdentity(world.keys_dir / "allowed_signers", NAMESPACE, world.clock.wall)
     used: set[str] = set()
@@ -386,7 +387,7 @@ def _signer(identity: SshIdentity, record: PlanRecord, approval: Approval, at: f
     return signer.fingerprint if approval.decision != "approve" or approval.expires_at > at else None
 
 
-def _on_this_evidence(world: World, record: PlanRecord, entry: Transaction) -> None:
+def _on_this_evidence(world: Observed, record: PlanRecord, entry: Transaction) -> None:
     """The region that was to be left is the one that was seen. A planned move: in the same epoch. A failover from a region
     that was silent: it has not served since. (From one that was serving badly: also in newer epochs, its loss is compared.)"""
     assert entry.authority is not None
@@ -402,7 +403,7 @@ def _on_this_evidence(world: World, record: PlanRecord, entry: Transaction) -> N
         )
 
 
-def audit_whole(world: World) -> None:
+def audit_whole(world: Observed) -> None:
     """The audit chain is whole, entries are never rewritten, and every decision wrote its entry in its own transaction."""
     items = sorted((key, item) for key, item in world.cluster._items.items() if key.startswith(world.keys.audits))
     problem = broken_at([decode(AuditEntry, item.value) for _, item in items])
@@ -431,7 +432,7 @@ def _decides(entry: Transaction) -> str:
     return ""
 
 
-def acks_within_right(world: World) -> None:
+def acks_within_right(world: Observed) -> None:
     """Nobody acknowledges after its right ended by its own clock, nor after a newer epoch of the stream acknowledged."""
     newest: dict[str, int] = {}
     for ack in world.acks:
@@ -443,7 +444,7 @@ def acks_within_right(world: World) -> None:
         newest[ack.stream] = max(before, ack.epoch)
 
 
-def epochs_unique(world: World) -> None:
+def epochs_unique(world: Observed) -> None:
     """An epoch is given out once, epochs and forks rise, and only a region in authority gets one.
 
     Not judged when etcd was restored from a backup: it forgets what it gave out, which is what the stores' epochs are for.
@@ -466,7 +467,7 @@ def epochs_unique(world: World) -> None:
             raise Violation("epochs-unique", f"epochs of {stream} were opened in the order {epochs}")
 
 
-def authority_before_people(world: World) -> None:
+def authority_before_people(world: Observed) -> None:
     """A failover's barrier needs its approvals, too: it already stops the old region."""
     identity = SshIdentity(world.keys_dir / "allowed_signers", NAMESPACE, world.clock.wall)
     for entry in world.history.transactions:
@@ -479,7 +480,7 @@ def authority_before_people(world: World) -> None:
                 raise Violation("barrier-approved", f"its barrier: {violation}") from violation
 
 
-def together(world: World) -> None:
+def together(world: Observed) -> None:
     """In a promotion no stream opens before all are fenced, nor while the losses added up exceed what people approved."""
     for entry, epoch, _ in world.history.openings():
         if entry.progress is None or entry.under is None or (entry.progress[0] is not None and entry.progress[0].open):
@@ -497,21 +498,21 @@ def together(world: World) -> None:
             raise Violation("together", f"{stream} opened epoch {epoch}: {seconds:.1f} s and {records} records are lost in all")
 
 
-def left_alone(world: World) -> None:
+def left_alone(world: Observed) -> None:
     """While a plan is under way nobody gives a stream up to share it out anew."""
     for at, who, stream, plans in world.history.given_up:
         if plans:
             raise Violation("left-alone", f"{at:.2f}: {who} gave {stream} up while {plans} were under way")
 
 
-def one_hop(world: World) -> None:
+def one_hop(world: Observed) -> None:
     """What one instance handed to another is never handed on."""
     for way in world.hops:
         if len(way) > 1:
             raise Violation("one-hop", f"records went {' -> '.join(way)}")
 
 
-CHECKERS: dict[str, Callable[[World], None]] = {
+CHECKERS: dict[str, Callable[[Observed], None]] = {
     "one-active": one_active,
     "nothing-lost": nothing_lost,
     "promised-loss": promised_loss,
@@ -530,7 +531,7 @@ CHECKERS: dict[str, Callable[[World], None]] = {
 }
 
 
-def violations(world: World) -> dict[str, str]:
+def violations(world: Observed) -> dict[str, str]:
     """What every checker found: its name → what it says."""
     found = {}
     for name, checker in CHECKERS.items():

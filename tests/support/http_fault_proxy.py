@@ -92,12 +92,13 @@ class HttpFaultProxy:
     rules: list[Rule] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
+    host: str = "127.0.0.1"
     _server: asyncio.Server | None = None
     _connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     async def __aenter__(self) -> HttpFaultProxy:
         await self.listen()
@@ -112,7 +113,7 @@ class HttpFaultProxy:
     async def listen(self) -> None:
         """Accepts connections; again on the same port after ``refuse``."""
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=HEAD_MAX_BYTES)
+            self._server = await asyncio.start_server(self._accept, self.host, self.port, limit=HEAD_MAX_BYTES)
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
