@@ -8,6 +8,7 @@ EXTRAS := controller,lab,langgraph,openai-agents,strands,dev
 
 # Arguments that people may give: make bench ARGS="--quick"; make demo AGENTS=500 ARGS="--keep"; make test PYTEST_ARGS="-k lease -x"
 AGENTS      ?=
+MINUTES     ?=
 ARGS        ?=
 PYTEST_ARGS ?=
 
@@ -20,7 +21,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help setup demo test test-fast simulate faults fuzz model bench lint lock clean
+.PHONY: help setup demo test test-fast simulate faults soak fuzz model bench lint lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -62,6 +63,9 @@ simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N,
 
 faults: setup ## real partitions, kills, full and frozen disks on a real group; needs root (ARGS="--list", "--minutes 20", "--only kill")
 	$(BIN)/python -m tests.faults $(ARGS)
+
+soak: setup ## random faults on one group at work: memory and descriptors stay flat, checkers quiet; needs root (MINUTES=N)
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -o timeout=0 tests/fuzz $(PYTEST_ARGS)

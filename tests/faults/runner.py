@@ -112,13 +112,25 @@ class Report:
 class Runner:
     """``seed`` decides which region, process or pair a fault takes; what the machine makes of it is its own."""
 
-    def __init__(self, stage: Stage, report: Report, say: Callable[[str], None], seed: int, keep: Path | None = None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        report: Report,
+        say: Callable[[str], None],
+        seed: int,
+        keep: Path | None = None,
+        *,
+        judge_seconds: float = 0.0,
+    ) -> None:
+        """``judge_seconds``: at least so long between two judgements; they take longer the longer the history is."""
         self._stage = stage
         self._report = report
         self._say = say
         self._rng = random.Random(seed)
         self._judge = Judge(stage)
         self._keep = keep
+        self._judge_seconds = judge_seconds
+        self._judged_at = time.monotonic()
 
     async def play(self, fault: Fault) -> bool:
         """One fault from strike to verdict. False: the group did not come back, and the stage is of no more use."""
@@ -133,20 +145,27 @@ class Runner:
         usable, recovery = await self._heal(struck)
         if recovery is None:
             problem = f"{problem} recovery: {usable}".strip()
-        row.violations += await asyncio.to_thread(self._judge.judge)
+        if time.monotonic() - self._judged_at >= self._judge_seconds:
+            row.violations += await self.verdict()
         if problem:
             row.violations.append(problem)
         row.runs += 1
         row.injected += struck.injected
         row.promotions += self._promotions() - before
-        row.longest_outage = max(row.longest_outage, self._outage(began))
+        row.longest_outage = max(row.longest_outage, self._stage.outage(began))
         row.longest_recovery = max(row.longest_recovery, recovery or RECOVERY_SECONDS)
         verdict = "; ".join(row.violations) or "ok"
         self._say(f"{fault.name}: recovered in {recovery or -1:.1f} s, {verdict}")
-        self._count()
         if row.violations and self._keep is not None:
             self._stage.keep_records(self._keep / f"{fault.name}-{int(time.time())}")
         return recovery is not None
+
+    async def verdict(self) -> list[str]:
+        """New violations in all that happened until now."""
+        found = await asyncio.to_thread(self._judge.judge)
+        self._judged_at = time.monotonic()
+        self._count()
+        return found
 
     async def finish(self, *, controls: bool = True) -> None:
         """The checkers' own test on what this stage has recorded. Only a good history can be spoiled."""
@@ -193,10 +212,6 @@ class Runner:
     def _promotions(self) -> int:
         moved = [entry for entry in self._stage.recorded.history.transactions if entry.authority is not None]
         return sum(_region_moved(entry) for entry in moved if entry.authority and entry.authority[0] is not None)
-
-    def _outage(self, began: float) -> float:
-        acks = sorted(line["at"] for line in self._stage.recorded.observed if line["what"] == "ack" and line["at"] >= began)
-        return max((after - before for before, after in zip([began, *acks], acks, strict=False)), default=0.0)
 
     def _count(self) -> None:
         record, report = self._stage.recorded, self._report

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ class Stage:
         self._stack = contextlib.AsyncExitStack()
         self._tails = Lines()
         self._last_acks: dict[str, float] = {}
+        self._ack_times: list[float] = []
         try:
             await self._up()
         except BaseException:
@@ -292,7 +294,14 @@ class Stage:
             for line in self._tails.new(self.records / f"worker-{place}.jsonl"):
                 if line["what"] == "ack":
                     self._last_acks[line["agent"]] = line["at"]
+                    self._ack_times.append(line["at"])
         return self._last_acks
+
+    def outage(self, since: float) -> float:
+        """Longest time since then in which no agent of any region was acknowledged."""
+        self.last_acks()
+        times = [since, *sorted(at for at in self._ack_times if at >= since)]
+        return max((after - before for before, after in pairwise(times)), default=0.0)
 
     async def settled(self, seconds: float) -> float:
         """Waits until the group is whole again: one active, all instances known, every standby within the RPO, every agent
