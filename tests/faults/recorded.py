@@ -76,12 +76,15 @@ class EtcdHistory:
         self.holes: list[str] = []
         """Revisions that were compacted away before any watcher had them."""
         self._stop = threading.Event()
+        self._calls: dict[str, Any] = {}
         self._threads = [threading.Thread(target=self._follow, args=(url,), daemon=True) for url in endpoints]
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         self._stop.set()
+        for call in list(self._calls.values()):
+            call.cancel()
         for thread in self._threads:
             thread.join(5.0)
 
@@ -119,7 +122,8 @@ class EtcdHistory:
                     request_serializer=etcdrpc.WatchRequest.SerializeToString,
                     response_deserializer=etcdrpc.WatchResponse.FromString,
                 )
-                for answer in stub(requests(), metadata=(("hasleader", "true"),)):
+                self._calls[url] = stub(requests(), metadata=(("hasleader", "true"),))
+                for answer in self._calls[url]:
                     if answer.compact_revision > self._last + 1:
                         with self._lock:
                             self.holes.append(f"{self._last + 1} to {answer.compact_revision - 1}")
@@ -234,6 +238,7 @@ class Recorded:
         self._watched = watched
         self._lines = Lines()
         self._heads: dict[str, Head] = {}
+        self._clients: dict[tuple[str, str], Any] = {}
         self._holding = 0
 
     @property
@@ -246,9 +251,11 @@ class Recorded:
         """Reads agents' lines first: whatever was acknowledged by then must be in the stores that are read afterwards."""
         lines = [line for path in sorted(self._records.glob("worker-*.jsonl")) for line in self._lines.new(path)]
         self._replay()
+        for server, head in [(self.servers[region.name], self._head(region.name)) for region in self.topology.regions]:
+            server.heads[STREAM] = head  # all of one moment; what they point to is there by then
         for region in self.topology.regions:
             self._collect_heads(region.name)
-            self._collect_store(region.name)
+            self._collect_objects(region.name)
         self._collect_zone()
         self.observed += lines
         acks = sorted((line for line in lines if line["what"] == "ack"), key=lambda line: line["at"])
@@ -261,9 +268,9 @@ class Recorded:
             self.clock.at = revision.heard_at + boot_to_wall
             for change in revision.changes:
                 if change.key == self.keys.holder(STREAM):
-                    if self._holding:
-                        self.ends.setdefault(self._holding, revision.heard_at)
                     holder = decode(Holder, change.value) if change.value is not None else None
+                    if self._holding and (holder is None or holder.epoch != self._holding):
+                        self.ends.setdefault(self._holding, revision.heard_at)
                     self._holding = holder.epoch if holder else 0
                     if holder:
                         self.owners[holder.epoch] = (holder.region, holder.instance, holder.acquired_at)
@@ -286,15 +293,22 @@ class Recorded:
             records = tuple(line["records"])
             self.zone.history.append(ZoneVersion(-math.inf if first else line["at"], "", records, ZoneCopy.of(records)))
 
-    def _collect_store(self, name: str) -> None:
-        """The head first: what it points to is there by then."""
-        settings, store = self.topology.document["regions"][name], self.topology.region(name).store
+    def _service(self, region: str, service: str) -> tuple[Any, Mapping[str, Any], Endpoint]:
+        """(client that goes past the proxy, the region's settings, the stand-in's address)."""
+        settings, store = self.topology.document["regions"][region], self.topology.region(region).store
         place = Endpoint(store.host, store.port + self._shift)
-        server, where = self.servers[name], str(settings.get("aws_region") or name)
-        dynamodb, s3 = (_client(service, place.url, where) for service in ("dynamodb", "s3"))
+        if (region, service) not in self._clients:
+            self._clients[region, service] = _client(service, place.url, str(settings.get("aws_region") or region))
+        return self._clients[region, service], settings, place
+
+    def _head(self, region: str) -> Head:
+        dynamodb, settings, _ = self._service(region, "dynamodb")
         key = head_key(self.topology.group, STREAM)
-        item = dynamodb.get_item(TableName=settings["table"], Key=key, ConsistentRead=True).get("Item")
-        server.heads[STREAM] = head_from_item(STREAM, item)
+        return head_from_item(STREAM, dynamodb.get_item(TableName=settings["table"], Key=key, ConsistentRead=True).get("Item"))
+
+    def _collect_objects(self, name: str) -> None:
+        server = self.servers[name]
+        s3, settings, place = self._service(name, "s3")
         folder = f"{self.topology.document['stream'].get('prefix', 'dr')}/{self.topology.group}/{STREAM}/"
         connection = http.client.HTTPConnection(place.host, place.port, timeout=30)
         pages = s3.get_paginator("list_object_versions").paginate(Bucket=settings["bucket"], Prefix=folder)

@@ -38,6 +38,7 @@ from tests.faults.worker import now
 SHIFT = 100
 """A stand-in listens so many ports above its proxy."""
 FOLDER = "dr-faults-"
+JUST_MADE_SECONDS = 10.0
 DISK_MB = 512
 """etcd's log alone takes 64 MB pieces."""
 QUOTA_MB = 64
@@ -52,6 +53,8 @@ def clear_stale(say: Callable[[str], None]) -> None:
         owner = _owner(folder)
         if owner is not None and start_ticks(owner[0]) == owner[1]:
             continue
+        if owner is None and folder.exists() and time.time() - folder.stat().st_mtime < JUST_MADE_SECONDS:
+            continue  # somebody else begins at this moment
         layout = Layout(folder / "lab")
         with contextlib.suppress(DrError, OSError, ValueError):
             sweep(layout.root, str(read_note(layout).get("identity", "")))
