@@ -248,14 +248,16 @@ class Recorded:
     # --------------------------------------------------------------------------------------------------------- collecting
 
     def collect(self) -> None:
-        """Reads agents' lines first: whatever was acknowledged by then must be in the stores that are read afterwards."""
+        """Reads what was promised or done first, and then the stores, which must have all of it."""
         lines = [line for path in sorted(self._records.glob("worker-*.jsonl")) for line in self._lines.new(path)]
         self._replay()
-        for server, head in [(self.servers[region.name], self._head(region.name)) for region in self.topology.regions]:
-            server.heads[STREAM] = head  # all of one moment; what they point to is there by then
-        for region in self.topology.regions:
-            self._collect_heads(region.name)
-            self._collect_objects(region.name)
+        names = [region.name for region in self.topology.regions]
+        for name in names:
+            self._collect_heads(name)
+        for name, head in [(name, self._head(name)) for name in names]:  # all of one moment
+            self.servers[name].heads[STREAM] = head
+        for name in names:  # what the heads point to is there by now
+            self._collect_objects(name)
         self._collect_zone()
         self.observed += lines
         acks = sorted((line for line in lines if line["what"] == "ack"), key=lambda line: line["at"])
