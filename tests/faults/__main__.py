@@ -66,7 +66,7 @@ def show(report: Report) -> None:
         console.print(line)
 
 
-async def run(options: argparse.Namespace) -> Report:
+async def run(options: argparse.Namespace, report: Report) -> None:
     """Until it is done; SIGTERM ends it as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
@@ -79,11 +79,11 @@ async def run(options: argparse.Namespace) -> Report:
     seed = options.seed if options.seed is not None else int(time.time())
     say(f"seed {seed}")
     chosen = named([name for name in options.only.split(",") if name])
-    return await play(chosen, runs=options.runs, minutes=options.minutes, seed=seed, say=say, keep=options.keep)
+    await play(report, chosen, runs=options.runs, minutes=options.minutes, seed=seed, say=say, keep=options.keep)
 
 
 def main() -> int:
-    """0: no violation; 1: there was one; 2: wrong words."""
+    """0: no violation; 1: there was one; 2: wrong words; 130: ended early."""
     options = arguments()
     if options.list:
         for fault in FAULTS:
@@ -99,13 +99,14 @@ def main() -> int:
         return 0
     clear_stale(lambda text: print(text, file=sys.stderr))
     network.enter()
-    report = None
+    report, whole = Report(), False
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        report = asyncio.run(run(options))
-    if report is None:
+        asyncio.run(run(options, report))
+        whole = True
+    print(json.dumps(report.document(), indent=2)) if options.output == "json" else show(report)
+    if not whole:
         print("ended early; everything that was started is gone", file=sys.stderr)
         return 130
-    print(json.dumps(report.document(), indent=2)) if options.output == "json" else show(report)
     return 1 if report.violations or report.unnoticed else 0
 
 
