@@ -306,12 +306,12 @@ class Stage:
         times = [since, *sorted(at for at in self._ack_times if at >= since)]
         return max((after - before for before, after in pairwise(times)), default=0.0)
 
-    async def settled(self, seconds: float) -> float:
-        """Waits until the group is whole again: one active, all instances known, every standby within the RPO, every agent
-        acknowledged. Returns how long it took. Raises GaveUp with what was missing."""
+    async def settled(self, seconds: float, *, everybody: bool = True) -> float:
+        """Waits until the group is as it should be: one active, every standby within the RPO and level, every agent
+        acknowledged; ``everybody``: and every instance there. Returns how long it took. Raises GaveUp with what was missing."""
         began, missing, told = now(), "everything", now()
         while now() - began < seconds:
-            missing = await self._missing(began)
+            missing = await self._missing(began, everybody=everybody)
             if not missing:
                 return now() - began
             if now() - told > 5.0:
@@ -320,7 +320,7 @@ class Stage:
             await asyncio.sleep(0.3)
         raise GaveUp(f"not whole again after {seconds:.0f} s: {missing}")
 
-    async def _missing(self, since: float) -> str:
+    async def _missing(self, since: float, *, everybody: bool) -> str:
         active = await self.people.active()
         if len(active) != 1:
             return f"{len(active)} active controllers"
@@ -329,7 +329,7 @@ class Stage:
             members = await self.people.ask("GET", "/v1/members", active[0][0], 1.0)
         except GaveUp as error:
             return str(error)
-        if len(members) < len(self.lab.topology.controllers):
+        if everybody and len(members) < len(self.lab.topology.controllers):
             return f"{len(members)} members"
         for region in status["regions"]:
             lag = region["lag"].get("seconds") if isinstance(region["lag"], dict) else None
