@@ -1,4 +1,4 @@
-"""What the checkers need to know of a world, simulated or real. ``world.World`` is one; ``tests/faults/recorded.py`` the other."""
+"""What the checkers need to know of a world: a simulated one (``world.World``) or a real one (``tests/faults/recorded.py``)."""
 
 from __future__ import annotations
 
