@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar
@@ -30,6 +30,9 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 CONNECT_SECONDS = 1.5
+BUSY_SECONDS = 5.0
+"""How long a controller that was too slow for ``CONNECT_SECONDS`` may take when nobody else answers: after a disaster those
+that are left are busy."""
 READ_SECONDS = 10.0
 CHANGE_SECONDS = 30.0
 """Making a plan asks every store, and waits for those that do not answer."""
@@ -152,12 +155,7 @@ class Client:
         asked: set[str] = set()
         said: DrError | None = None
         order = self._order()
-        while order:
-            endpoint = order.pop(0)
-            asked.add(endpoint)
-            if why := self._silent(endpoint):
-                tried.append(f"{endpoint} ({why})")
-                continue
+        for endpoint in self._reachable(order, asked, tried):
             try:
                 status, content = self._once(method, endpoint + path, seconds, params, body)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
@@ -182,7 +180,7 @@ class Client:
             named = _named(said, endpoint)
             # The streams of a group may be held by different instances. Nobody leads us around without end.
             if named is not None and named not in asked and len(asked) < len(self._endpoints) + NAMED_MAX:
-                order = [named, *(one for one in order if one != named)]
+                order[:] = [named, *(one for one in order if one != named)]
         if said is not None:
             raise said
         raise Unavailable(
@@ -194,15 +192,33 @@ class Client:
         """Whoever answered last comes first."""
         return sorted(self._endpoints, key=lambda endpoint: endpoint != self._good)
 
-    def _silent(self, endpoint: str) -> str:
-        """Why ``endpoint`` need not be asked, or "". A frozen process accepts connections and never answers: probe first."""
-        if len(self._endpoints) == 1 or endpoint == self._good:
-            return ""
+    def _reachable(self, order: list[str], asked: set[str], tried: list[str]) -> Iterator[str]:
+        """Whom to ask next, until nobody is left in ``order``; why not the others goes to ``tried``.
+
+        A frozen process accepts connections and never answers, so each is probed first, but for the only one and the one that
+        answered last. A busy one looks frozen to an impatient probe: whoever did not answer in time is probed again at the end.
+        """
+        slow: list[str] = []
+        while order or slow:
+            first = bool(order)
+            endpoint = (order or slow).pop(0)
+            asked.add(endpoint)
+            at_once = len(self._endpoints) == 1 or endpoint == self._good
+            error = None if at_once else self._probe(endpoint, CONNECT_SECONDS if first else BUSY_SECONDS)
+            if error is None:
+                yield endpoint
+            elif isinstance(error, httpx.TimeoutException) and first:
+                slow.append(endpoint)
+            else:
+                tried.append(f"{endpoint} ({_why(error)})")
+
+    def _probe(self, endpoint: str, seconds: float) -> httpx.HTTPError | None:
+        """What a controller's sign of life failed with; None when it came."""
         try:
-            self._once("GET", endpoint + "/livez", CONNECT_SECONDS)
+            self._once("GET", endpoint + "/livez", seconds)
         except httpx.HTTPError as error:
-            return _why(error)
-        return ""
+            return error
+        return None
 
     def _once(
         self,

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 import yaml
 
 from controller.adapters.identity import SshIdentity, generate_key
 from controller.cli import main, render
+from controller.cli.client import Client
 from controller.cli.session import parse_duration
 from controller.domain.model import AgentSeen, Unknown
 from controller.domain.plan import NO_LOSS
@@ -253,6 +255,26 @@ def test_endpoints_are_tried_until_one_answers_also_past_a_frozen_one(
         made = drctl("plan", "failover", "--to", "eu-central-1", "--endpoint", url, "--endpoint", site.url)
         assert made.code == 0
         assert len(site.service.plan_records) == 1
+
+
+def test_a_controller_that_is_busy_is_asked_after_all_when_nobody_else_answers() -> None:
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(f"{request.url.host}{request.url.path}")
+        if request.url.host == "frozen" or (request.url.path == "/livez" and seen.count("busy/livez") == 1):
+            raise httpx.ReadTimeout("no answer")
+        return httpx.Response(200, json=[])
+
+    client = Client(["http://frozen", "http://busy"], httpx.MockTransport(answer))
+    assert client.get(list[str], "/v1/members").endpoint == "http://busy"
+    assert seen == ["frozen/livez", "busy/livez", "frozen/livez", "busy/livez", "busy/v1/members"]
+    with pytest.raises(Unavailable, match=r"frozen \(no answer in time\), http://still \(no answer in time\)"):
+        Client(["http://frozen", "http://still"], httpx.MockTransport(_never)).get(list[str], "/v1/members")
+
+
+def _never(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("no answer", request=request)
 
 
 def test_a_change_whose_answer_is_lost_is_not_sent_again(site: Site, drctl: Drctl) -> None:
