@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import aioboto3
@@ -44,6 +45,19 @@ def stand_in() -> Iterator[AwsStandIn]:
                 os.environ[name] = value
 
 
+@cache
+def sdk_session() -> aioboto3.Session:
+    """One for all tests: each new one reads the descriptions of S3 and DynamoDB again, which takes longer than most tests."""
+    return aioboto3.Session()
+
+
+@cache
+def sdk_client(service: str, endpoint: str) -> Any:
+    """A blocking client without anything of ours; such clients may be shared by threads."""
+    session: Any = boto3.session.Session()
+    return session.client(service, endpoint_url=endpoint, region_name=REGION)
+
+
 @dataclass
 class MemoryWorld:
     """One region in memory."""
@@ -78,7 +92,6 @@ class AwsWorld:
     call_timeout_seconds: float = 10.0
     group: str = field(default_factory=lambda: f"g{uuid.uuid4().hex[:12]}")
     name = "ministack"
-    _session: aioboto3.Session = field(default_factory=aioboto3.Session)
     _clients: list[AwsRegionStore] = field(default_factory=list)
 
     async def client(self, **changed: Any) -> AwsRegionStore:
@@ -92,7 +105,7 @@ class AwsWorld:
             "call_timeout_seconds": self.call_timeout_seconds,
             "connect_timeout_seconds": 1.0,
             "max_pool_connections": 32,
-            "session": self._session,
+            "session": sdk_session(),
         }
         store = self.variant(REGION, **(arguments | changed))
         await store.start()
@@ -100,12 +113,10 @@ class AwsWorld:
         return store
 
     def s3(self) -> Any:
-        session: Any = boto3.session.Session()
-        return session.client("s3", endpoint_url=self.endpoint, region_name=REGION)
+        return sdk_client("s3", self.endpoint)
 
     def dynamodb(self) -> Any:
-        session: Any = boto3.session.Session()
-        return session.client("dynamodb", endpoint_url=self.endpoint, region_name=REGION)
+        return sdk_client("dynamodb", self.endpoint)
 
     def key(self, name: str) -> str:
         return f"dr/{self.group}/{name}"
