@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +24,11 @@ pytestmark = [pytest.mark.aws, pytest.mark.slow]
 
 S = "s0"
 BUDGET_SECONDS = 2.0
-PATIENT_SECONDS = 5.0
+PATIENT_SECONDS = 10.0
 """For calls that must end well: a lost first attempt takes 60 % of it, and the rest has to do for the read-back and one more
 attempt, also on a machine that is busy."""
+LATE_SECONDS = BUDGET_SECONDS + 8.0
+"""By then a call is over that keeps its budget: a bound for a busy machine, not a measurement."""
 
 
 @pytest.fixture(scope="session")
@@ -45,15 +48,42 @@ class Rig:
     direct: AwsRegionStore
 
 
-@pytest.fixture
-async def rig(aws: AwsStandIn) -> AsyncIterator[Rig]:
+@asynccontextmanager
+async def rigged(aws: AwsStandIn) -> AsyncIterator[Rig]:
     world = AwsWorld(aws.endpoint)
     async with HttpFaultProxy(aws.host, aws.port) as proxy:
         through = {"s3_endpoint": proxy.endpoint, "dynamodb_endpoint": proxy.endpoint}
         store = await world.client(**through, call_timeout_seconds=BUDGET_SECONDS)
         patient = await world.client(**through, call_timeout_seconds=PATIENT_SECONDS)
-        yield Rig(proxy, world, store, patient, await world.client())
-        await world.close()
+        try:
+            yield Rig(proxy, world, store, patient, await world.client())
+        finally:
+            await world.close()
+
+
+@pytest.fixture
+async def rig(aws: AwsStandIn) -> AsyncIterator[Rig]:
+    async with rigged(aws) as made:
+        yield made
+
+
+async def together(aws: AwsStandIn, names: Sequence[str], play: Callable[[Rig, str], Coroutine[Any, Any, None]]) -> None:
+    """Plays one story for each of these operations, each behind a proxy of its own, all at once: stories that mostly wait.
+
+    Raises what the first one that failed raised; its note names the operation.
+    """
+
+    async def one(name: str) -> None:
+        async with rigged(aws) as rig:
+            try:
+                await play(rig, name)
+            except BaseException as error:
+                error.add_note(f"the operation was {name}")
+                raise
+
+    for outcome in await asyncio.gather(*(one(name) for name in names), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 @dataclass(frozen=True)
@@ -99,6 +129,13 @@ async def _exists(rig: Rig) -> bool:
     return REF in await rig.direct.list_segments(S, 1) and await rig.direct.get_segment(REF) == b"payload"
 
 
+async def _suffered(rig: Rig, fault: Fault) -> None:
+    """Until the proxy is done with a request that met the fault; a delayed one has reached the store then."""
+    async with asyncio.timeout(60.0):
+        while not any(entry.fault is fault for entry in rig.proxy.seen):  # noqa: ASYNC110 - the proxy has no event
+            await asyncio.sleep(0.02)
+
+
 async def _head_is(rig: Rig, wanted: Callable[[Head], bool]) -> bool:
     return wanted(await rig.direct.read_head(S))
 
@@ -109,7 +146,6 @@ MUTATIONS = ["put_segment", "open", "advance", "fence", "realign"]
 # ----------------------------------------------------------------------------------------------- one fault, then all well
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
 @pytest.mark.parametrize(
     "fault",
     [
@@ -124,26 +160,28 @@ MUTATIONS = ["put_segment", "open", "advance", "fence", "realign"]
         Fault.DELAY,
     ],
 )
-async def test_one_lost_request_or_answer_still_ends_as_success_with_one_effect(rig: Rig, name: str, fault: Fault) -> None:
-    mutation = await prepare(rig, name, rig.patient)
-    rig.proxy.add(fault, mutation.operation, times=1, seconds=PATIENT_SECONDS * 0.75)
-    await mutation.call()
-    assert await mutation.applied()
-    if fault is Fault.DELAY:  # the first request arrives after all; it must not count
-        await asyncio.sleep(PATIENT_SECONDS * 0.5)
+async def test_one_lost_request_or_answer_still_ends_as_success_with_one_effect(aws: AwsStandIn, fault: Fault) -> None:
+    async def play(rig: Rig, name: str) -> None:
+        mutation = await prepare(rig, name, rig.patient)
+        rig.proxy.add(fault, mutation.operation, times=1, seconds=PATIENT_SECONDS * 0.75)
+        await mutation.call()
         assert await mutation.applied()
+        await _suffered(rig, fault)
+        assert await mutation.applied()  # also when a delayed first request arrives after all: it must not count
+
+    await together(aws, MUTATIONS, play)
 
 
-@pytest.mark.parametrize("name", ["open", "advance", "fence", "realign"])
 @pytest.mark.parametrize("fault", [Fault.RESET_AFTER, Fault.BLACKHOLE_AFTER, Fault.FAIL_AFTER])
-async def test_an_applied_update_whose_answer_was_lost_is_read_back_and_not_sent_again(
-    rig: Rig, name: str, fault: Fault
-) -> None:
-    mutation = await prepare(rig, name, rig.patient)
-    rig.proxy.add(fault, "UpdateItem", times=1)
-    await mutation.call()
-    assert rig.proxy.count("UpdateItem") == 1
-    assert rig.proxy.count("GetItem") >= 1
+async def test_an_applied_update_whose_answer_was_lost_is_read_back_and_not_sent_again(aws: AwsStandIn, fault: Fault) -> None:
+    async def play(rig: Rig, name: str) -> None:
+        mutation = await prepare(rig, name, rig.patient)
+        rig.proxy.add(fault, "UpdateItem", times=1)
+        await mutation.call()
+        assert rig.proxy.count("UpdateItem") == 1
+        assert rig.proxy.count("GetItem") >= 1
+
+    await together(aws, ["open", "advance", "fence", "realign"], play)
 
 
 @pytest.mark.parametrize(
@@ -176,30 +214,34 @@ async def test_a_throttled_failing_or_racing_bucket_is_asked_again(rig: Rig, cod
 # -------------------------------------------------------------------------------------------------------- faults that stay
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
 @pytest.mark.parametrize("fault", [Fault.BLACKHOLE, Fault.RESET_BEFORE])
-async def test_a_store_that_stays_silent_ends_as_unknown_within_the_calls_deadline(rig: Rig, name: str, fault: Fault) -> None:
-    mutation = await prepare(rig, name)
-    rig.proxy.add(fault, mutation.operation)
-    started = time.monotonic()
-    with pytest.raises(OutcomeUnknown) as caught:
-        await mutation.call()
-    assert time.monotonic() - started < BUDGET_SECONDS + 1.0
-    assert caught.value.hint
-    assert not await mutation.applied()
+async def test_a_store_that_stays_silent_ends_as_unknown_within_the_calls_deadline(aws: AwsStandIn, fault: Fault) -> None:
+    async def play(rig: Rig, name: str) -> None:
+        mutation = await prepare(rig, name)
+        rig.proxy.add(fault, mutation.operation)
+        started = time.monotonic()
+        with pytest.raises(OutcomeUnknown) as caught:
+            await mutation.call()
+        assert time.monotonic() - started < LATE_SECONDS
+        assert caught.value.hint
+        assert not await mutation.applied()
+
+    await together(aws, MUTATIONS, play)
 
 
-@pytest.mark.parametrize("name", ["advance", "fence", "realign"])
-async def test_an_applied_update_that_cannot_be_read_back_is_unknown_and_a_later_repeat_settles_it(rig: Rig, name: str) -> None:
-    mutation = await prepare(rig, name)
-    rig.proxy.add(Fault.RESET_AFTER, "UpdateItem")
-    rig.proxy.add(Fault.ANSWER, "GetItem", code="ThrottlingException", status=400)
-    with pytest.raises(OutcomeUnknown):
+async def test_an_applied_update_that_cannot_be_read_back_is_unknown_and_a_later_repeat_settles_it(aws: AwsStandIn) -> None:
+    async def play(rig: Rig, name: str) -> None:
+        mutation = await prepare(rig, name)
+        rig.proxy.add(Fault.RESET_AFTER, "UpdateItem")
+        rig.proxy.add(Fault.ANSWER, "GetItem", code="ThrottlingException", status=400)
+        with pytest.raises(OutcomeUnknown):
+            await mutation.call()
+        assert await mutation.applied()
+        rig.proxy.rules.clear()
         await mutation.call()
-    assert await mutation.applied()
-    rig.proxy.rules.clear()
-    await mutation.call()
-    assert await mutation.applied()
+        assert await mutation.applied()
+
+    await together(aws, ["advance", "fence", "realign"], play)
 
 
 async def test_an_unknown_update_stays_unknown_when_the_read_back_is_forbidden(rig: Rig) -> None:
@@ -210,28 +252,32 @@ async def test_an_unknown_update_stays_unknown_when_the_read_back_is_forbidden(r
         await mutation.call()
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-async def test_a_store_that_only_throttles_is_unavailable_and_certainly_unchanged(rig: Rig, name: str) -> None:
-    mutation = await prepare(rig, name)
-    code, status = ("SlowDown", 503) if name == "put_segment" else ("ThrottlingException", 400)
-    rig.proxy.add(Fault.ANSWER, mutation.operation, code=code, status=status)
-    with pytest.raises(Unavailable) as caught:
-        await mutation.call()
-    assert not isinstance(caught.value, OutcomeUnknown)
-    assert not await mutation.applied()
+async def test_a_store_that_only_throttles_is_unavailable_and_certainly_unchanged(aws: AwsStandIn) -> None:
+    async def play(rig: Rig, name: str) -> None:
+        mutation = await prepare(rig, name)
+        code, status = ("SlowDown", 503) if name == "put_segment" else ("ThrottlingException", 400)
+        rig.proxy.add(Fault.ANSWER, mutation.operation, code=code, status=status)
+        with pytest.raises(Unavailable) as caught:
+            await mutation.call()
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert not await mutation.applied()
+
+    await together(aws, MUTATIONS, play)
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-async def test_a_refused_connection_is_unavailable_and_certainly_unchanged(rig: Rig, name: str) -> None:
-    mutation = await prepare(rig, name)
-    await rig.proxy.refuse()
-    with pytest.raises(Unavailable, match="no connection") as caught:
+async def test_a_refused_connection_is_unavailable_and_certainly_unchanged(aws: AwsStandIn) -> None:
+    async def play(rig: Rig, name: str) -> None:
+        mutation = await prepare(rig, name)
+        await rig.proxy.refuse()
+        with pytest.raises(Unavailable, match="no connection") as caught:
+            await mutation.call()
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert not await mutation.applied()
+        await rig.proxy.listen()
         await mutation.call()
-    assert not isinstance(caught.value, OutcomeUnknown)
-    assert not await mutation.applied()
-    await rig.proxy.listen()
-    await mutation.call()
-    assert await mutation.applied()
+        assert await mutation.applied()
+
+    await together(aws, MUTATIONS, play)
 
 
 async def test_a_frozen_stand_in_is_unavailable_and_serves_again_after_the_thaw(rig: Rig, aws: AwsStandIn) -> None:
@@ -328,7 +374,7 @@ async def test_a_silent_store_ends_a_read_within_its_deadline(rig: Rig) -> None:
     started = time.monotonic()
     with pytest.raises(Unavailable):
         await rig.store.read_head(S)
-    assert time.monotonic() - started < BUDGET_SECONDS + 1.0
+    assert time.monotonic() - started < LATE_SECONDS
 
 
 async def test_a_read_that_is_cancelled_ends_at_once(rig: Rig) -> None:
