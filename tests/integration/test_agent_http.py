@@ -114,7 +114,7 @@ async def test_an_answer_that_breaks_off_is_retried_elsewhere(pair: tuple[Server
     first, second = pair
     first.drop = True
     async with AsyncCheckpoints([first.url, second.url]) as client:
-        assert (await client.put("agent", "1", b"body", timeout_seconds=5.0)).status == "duplicate"
+        assert (await client.put("agent", "1", b"body", timeout_seconds=60.0)).status == "duplicate"
 
 
 async def test_a_slow_controller_makes_the_outcome_unknown_and_no_right_out_of_nothing(pair: tuple[Server, Server]) -> None:

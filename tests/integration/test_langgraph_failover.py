@@ -28,6 +28,8 @@ def served(tmp_path: Path) -> Iterator[ServedController]:
         yield running
 
 
+DEAD_SECONDS = 4.0
+"""How long a client goes on that can reach a dead region only. Before, it is a bound for each put on a busy machine."""
 PLACES = ["assistant", "count_ships", "weigh", "draft", "after the human", "finish"]
 
 
@@ -45,7 +47,7 @@ def test_a_graph_that_dies_with_its_region_goes_on_in_another_with_the_same_answ
             served.lose_region("eu-west-1")
 
     def live() -> None:
-        with Checkpoints(served.urls[:1], timeout_seconds=1.5) as client:
+        with Checkpoints(served.urls[:1], timeout_seconds=DEAD_SECONDS) as client:
             graph = build(ReplicatedSaver(client, copies=2), at)
             graph.invoke(QUESTION, config, durability="sync")  # no step begins before the one before it is safe
             graph.invoke(Command(resume=APPROVAL), config, durability="sync")
@@ -123,7 +125,7 @@ def test_steps_that_were_lost_with_a_region_are_done_again(served: ServedControl
 def test_a_fenced_agent_stops_in_the_middle_of_its_graph(served: ServedController) -> None:
     """Its right to act runs out while a tool runs; the step that follows is refused before it begins."""
     seen: list[str] = []
-    with Checkpoints(served.urls[:1], timeout_seconds=1.5) as client:
+    with Checkpoints(served.urls[:1], timeout_seconds=DEAD_SECONDS) as client:
         client.put("host", "hello", b"")
         hold = client.hold()
 

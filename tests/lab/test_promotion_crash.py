@@ -53,9 +53,9 @@ AGENTS = 12
 async def test_whoever_runs_a_promotion_may_be_killed_at_any_step(tmp_path: Path) -> None:
     topology = build(read_settings(None), tmp_path, offset=OFFSET)
     async with Lab(topology, say=lambda _: None, agents=AGENTS) as lab:
-        coordinator = EtcdCoordinator(lab.etcd_endpoints, call_timeout_seconds=1.0)
+        coordinator = EtcdCoordinator(lab.etcd_endpoints, call_timeout_seconds=5.0)
         people = Operators(lab, coordinator, Keys(str(topology.document["etcd"].get("prefix", "/dr")), topology.group))
-        async with httpx.AsyncClient(timeout=10) as http:
+        async with httpx.AsyncClient(timeout=30) as http:
             people.http = http
             await people.employ()
             seen: list[str] = []
@@ -112,7 +112,7 @@ class Operators:
         for number in range(AGENTS):
             spec = {"agent": number, "seed": number, "copies": 1 + number % 2}
             await self.first("POST", "/v1/tasks", HOME, json={"agent": f"reader-{number:04d}", "spec": spec})
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while len({written.agent for written in Ledgers(self.lab.hosts).acknowledged()}) < AGENTS:
             assert time.monotonic() < until, "the fleet does not work"
             await asyncio.sleep(0.2)
@@ -139,7 +139,7 @@ class Operators:
 
     async def kill_at(self, plan: str, state: State, target: str) -> tuple[str, State]:
         """SIGKILLs whoever carries the plan as soon as it has reached ``state``. Returns the instance and the state seen."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while time.monotonic() < until:
             record = await read(self.coordinator, self.keys.plan(plan), PlanRecord)
             assert record is not None

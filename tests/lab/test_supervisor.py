@@ -28,6 +28,10 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 OFFSET = 10000 + random.Random(os.getpid()).randrange(0, 9000)
 """Beside a lab that a person may have up, and beside other runs of these tests."""
+PATIENT_SECONDS = 30.0
+"""For an answer that has to come: a machine that is busy with other tests is slow, not wrong."""
+SILENT_SECONDS = 2.0
+"""For one that must not come."""
 
 
 def topology(state_dir: Path) -> Topology:
@@ -51,13 +55,13 @@ async def test_a_region_is_frozen_and_thawed_while_the_others_go_on_and_nothing_
         assert {"wan", "dns", "webhook", "route53", "store-eu-west-1", "etcd-us-east-1"} <= names
         by_name = {process.name: process.pid for process in lab.processes()}
         assert lab.freeze("eu-west-1") == {"stopped": 2}
-        await lab.wait(lambda: stopped(by_name["store-eu-west-1"]), "a stopped store", seconds=10)
+        await lab.wait(lambda: stopped(by_name["store-eu-west-1"]), "a stopped store", seconds=60)
         states = {p["name"]: p["state"] for p in lab.status()["processes"]}
         assert states["etcd-eu-west-1"] == "stopped"
         assert states["store-eu-central-1"] == "running"
-        await lab.wait(lambda: etcd_serves(lab, "us-east-1"), "etcd without the frozen member", seconds=30)
+        await lab.wait(lambda: etcd_serves(lab, "us-east-1"), "etcd without the frozen member", seconds=90)
         assert await store_answers(lab, "eu-central-1")
-        assert not await store_answers(lab, "eu-west-1")
+        assert not await store_answers(lab, "eu-west-1", SILENT_SECONDS)
         with pytest.raises(Refused, match="unknown region 'mars'"):
             lab.kill("mars")
         with pytest.raises(Refused, match="a lab is running"):
@@ -65,7 +69,9 @@ async def test_a_region_is_frozen_and_thawed_while_the_others_go_on_and_nothing_
         answer = await control.call(lab.layout.socket, "status")
         assert len(answer["links"]) == 6
         for link in lab.topology.links:
-            assert await answers(f"http://{link.listen_host}:{link.listen_port}") == (link.target != "eu-west-1")
+            frozen = link.target == "eu-west-1"
+            patience = SILENT_SECONDS if frozen else PATIENT_SECONDS
+            assert await answers(f"http://{link.listen_host}:{link.listen_port}", patience) != frozen
         assert lab.topology.zone_id != "ZLAB"
         assert lab.topology.zone_id in lab.topology.operator_config.read_text()
         assert lab.topology.allowed_signers.read_text().count("ssh-ed25519") == 3
@@ -78,19 +84,19 @@ async def stopped(pid: int) -> bool:
     return is_stopped(pid)
 
 
-async def store_answers(lab: Lab, region: str) -> bool:
-    return await answers(lab.topology.region(region).store.url)
+async def store_answers(lab: Lab, region: str, seconds: float = PATIENT_SECONDS) -> bool:
+    return await answers(lab.topology.region(region).store.url, seconds)
 
 
-async def answers(url: str) -> bool:
-    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+async def answers(url: str, seconds: float = PATIENT_SECONDS) -> bool:
+    async with httpx.AsyncClient(timeout=seconds, trust_env=False) as client:
         with contextlib.suppress(httpx.HTTPError):
             return (await client.get(f"{url}/_ministack/health")).status_code == 200
     return False
 
 
 async def etcd_serves(lab: Lab, region: str) -> bool:
-    async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=5.0, trust_env=False) as client:
         with contextlib.suppress(httpx.HTTPError):
             return (await client.get(f"{lab.topology.region(region).etcd.url}/health")).json()["health"] == "true"
     return False
@@ -149,7 +155,7 @@ def test_no_process_outlives_a_lab_that_is_ended_by_a_signal(tmp_path: Path, num
         identity = str(read_note(Layout(tmp_path))["identity"])
         assert len(marked(identity)) >= 10
         process.send_signal(number)
-        process.wait(timeout=30)
+        process.wait(timeout=90)
         until = time.monotonic() + 20
         while left := marked(identity):
             assert time.monotonic() < until, f"still there: {left}"
@@ -166,5 +172,5 @@ async def test_down_from_another_process_ends_a_lab_that_listens_and_one_that_ha
         identity = str(read_note(Layout(tmp_path))["identity"])
         process.send_signal(signal.SIGSTOP)
         await bring_down(Layout(tmp_path), deadline_seconds=1.0)
-        assert process.wait(timeout=10) == -signal.SIGKILL
+        assert process.wait(timeout=60) == -signal.SIGKILL
         assert marked(identity) == ()

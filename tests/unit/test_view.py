@@ -423,9 +423,9 @@ def test_five_hundred_records_are_indexed_in_a_fraction_of_a_second(tmp_path: Pa
     history.apply_to(view, 3)
     last = history.segments[3]
     segment = last.segment
-    began = time.perf_counter()
+    began = time.process_time()  # of this process alone: the machine may be busy
     view.apply(segment, last.chain, last.ref, len(last.data))
-    assert time.perf_counter() - began < 0.3  # 17 ms on an idle core
+    assert time.process_time() - began < 0.3  # 17 ms on an idle core
 
 
 def test_agents_are_listed_page_by_page_without_the_controllers_own() -> None:
