@@ -23,7 +23,7 @@ from tests.support.stores import TABLE, AwsWorld, link, next_commit, stand_in, t
 pytestmark = [pytest.mark.aws, pytest.mark.slow]
 
 S = "s0"
-BUDGET_SECONDS = 2.0
+BUDGET_SECONDS = 3.0
 PATIENT_SECONDS = 10.0
 """For calls that must end well: a lost first attempt takes 60 % of it, and the rest has to do for the read-back and one more
 attempt, also on a machine that is busy."""
