@@ -315,6 +315,55 @@ class RegionStore(RegionShelf, RegionMender, Protocol):
     async def close(self) -> None: ...
 
 
+# --------------------------------------------------------------------------------------------------------------- sealing
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class NewDataKey:
+    """A fresh data key (32 bytes) and the same as its KMS key wrapped it. Its repr shows neither."""
+
+    plain: bytes
+    wrapped: bytes
+
+    def __repr__(self) -> str:
+        return "NewDataKey(…)"
+
+
+class KeyService(Protocol):
+    """One region's KMS key. ``context``: encryption context; what was wrapped under one is unwrapped under the same only.
+
+    Every method raises Unavailable, Misconfigured (denied, disabled, no such key); ``unwrap`` also Corrupt (these bytes were
+    not wrapped by this key under this context, as far as the service can tell)."""
+
+    @property
+    def region(self) -> str: ...
+
+    async def make_data_key(self, context: Mapping[str, str]) -> NewDataKey: ...
+
+    async def wrap(self, plain: bytes, context: Mapping[str, str]) -> bytes: ...
+
+    async def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes: ...
+
+    async def close(self) -> None: ...
+
+
+class Seals(Protocol):
+    """What the runtime needs to know about sealing; the stores seal and open by themselves."""
+
+    async def prepare(self, fence: Fence) -> None:
+        """Has a data key for this tenure ready. Raises Unavailable when none can be had that may be used in the fence's
+        region (``domain.sealing``)."""
+        ...
+
+    async def reach(self) -> Mapping[str, str]:
+        """Region → "" (its KMS wraps now) or why not. Asked anew at most twice a minute."""
+        ...
+
+    def warnings(self) -> tuple[str, ...]:
+        """What people should know: wraps that are missing, a rotation that is overdue. No I/O."""
+        ...
+
+
 # --------------------------------------------------------------------------------------------------------------- traffic
 
 

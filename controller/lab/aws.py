@@ -173,7 +173,7 @@ class AwsStandIn:
         return kept | LAB_ENVIRONMENT | {
             "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p),
             "MINISTACK_REGION": self.aws_region,
-            "SERVICES": "s3,dynamodb,route53,sts",
+            "SERVICES": "s3,dynamodb,route53,sts,kms",
             "LOG_LEVEL": "WARNING",
             "PERSIST_STATE": "0",
             "S3_PERSIST": "0",

@@ -1,4 +1,5 @@
-"""Region stores behind one handle: each test of a store runs over memory and over ministack. A module may have its own."""
+"""Region stores behind one handle: each test of a store runs over memory, sealed and plain, and over ministack. A module may
+have its own."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 
 from controller.lab.aws import AwsStandIn
 from controller.ports import RegionStore
-from tests.support.stores import AwsWorld, MemoryWorld, World, stand_in
+from tests.support.stores import AwsWorld, MemoryWorld, SealedMemoryWorld, World, stand_in
 
 
 @pytest.fixture(scope="session")
@@ -17,9 +18,17 @@ def aws() -> Iterator[AwsStandIn]:
         yield server
 
 
-@pytest.fixture(params=["memory", pytest.param("ministack", marks=pytest.mark.aws)])
+@pytest.fixture(
+    params=[
+        MemoryWorld,
+        SealedMemoryWorld,
+        pytest.param(AwsWorld, marks=pytest.mark.aws),  # sealed over ministack: what may differ is in test_sealed_store
+    ],
+    ids=lambda kind: str(kind.name),
+)
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    made: World = MemoryWorld() if request.param == "memory" else AwsWorld(request.getfixturevalue("aws").endpoint)
+    kind = request.param
+    made: World = kind(request.getfixturevalue("aws").endpoint) if issubclass(kind, AwsWorld) else kind()
     yield made
     await made.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -15,12 +15,16 @@ import aioboto3
 import boto3
 import pytest
 
+from controller.adapters.clock import SystemClock
+from controller.adapters.keyring import Keyring
 from controller.adapters.memory.gate import OpenGate
+from controller.adapters.memory.key_service import MemoryKeyService, MemoryKms
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
 from controller.adapters.region_store import AwsRegionStore
+from controller.adapters.sealed_store import SealedStore, Sealer
 from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, SegmentRef
 from controller.lab.aws import LAB_ENVIRONMENT, AwsStandIn, provision_region
-from controller.ports import RegionStore
+from controller.ports import Clock, RegionStore
 
 REGION = "eu-west-1"
 BUCKET = "dr-contract"
@@ -140,6 +144,35 @@ class AwsWorld:
     async def close(self) -> None:
         for store in self._clients:
             await store.close()
+
+
+@dataclass
+class SealedMemoryWorld(MemoryWorld):
+    """Everything that is put is sealed. Each client has a keyring of its own, as another process has, over the same KMS."""
+
+    name = "sealed-memory"
+    kms: dict[str, MemoryKms] = field(default_factory=lambda: {name: MemoryKms(name) for name in (REGION, "us-east-1")})
+
+    async def client(self) -> RegionStore:
+        return SealedStore(await super().client(), over(self.kms, "g"))
+
+
+@dataclass
+class SealedAwsWorld(AwsWorld):
+    """The same around a store in ministack."""
+
+    name = "sealed-ministack"
+    kms: dict[str, MemoryKms] = field(default_factory=lambda: {name: MemoryKms(name) for name in (REGION, "us-east-1")})
+
+    async def client(self, **changed: Any) -> Any:
+        return SealedStore(await super().client(**changed), over(self.kms, self.group))
+
+
+def over(kms: Mapping[str, MemoryKms], group: str, *, home: str = "", clock: Clock | None = None, **settings: Any) -> Sealer:
+    """A process's sealer over these KMS, with a keyring of its own."""
+    services = {region: MemoryKeyService(server, OpenGate()) for region, server in kms.items()}
+    keyring = Keyring(group, services, home=home or next(iter(kms)), clock=clock or SystemClock(), **settings)
+    return Sealer(group, keyring)
 
 
 World = MemoryWorld | AwsWorld
