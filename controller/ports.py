@@ -356,7 +356,7 @@ class Seals(Protocol):
         ...
 
     async def reach(self) -> Mapping[str, str]:
-        """Region → "" (its KMS wraps now) or why not. Asked anew at most twice a minute."""
+        """Region → "" (its KMS wraps now) or why not; empty while nothing new is sealed. Asked anew at most twice a minute."""
         ...
 
     def warnings(self) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ class Keyring:
             await self._complete(writer, fence.stream)
             lacks = tenure_lacks(fence.region, writer.wrapped_for, writer.missing)
         if lacks is not None:
-            raise Unavailable(lacks, hint="bring the KMS of one more region back, or correct [encryption.keys]")
+            raise Unavailable(lacks, hint="bring the KMS of one more region back, or correct regions.NAME.kms_key")
 
     async def writer(self, stream: str, epoch: int | None = None) -> WriterKey:
         """The key of this stream's tenure; made now when there is none yet. ``epoch`` None: whichever there is.
@@ -255,11 +255,11 @@ class Keyring:
                 continue
             return key
         for region in wraps:
-            failures.setdefault(region, "[encryption.keys] has no key for it")
+            failures.setdefault(region, "the settings have no key there")
         if not errors:
             raise Misconfigured(
-                f"the object is sealed for the KMS of {', '.join(wraps)}, and [encryption.keys] names none of them",
-                hint="give every controller of the group the same [encryption.keys]",
+                f"the object is sealed for the KMS of {', '.join(wraps)}, and the settings have a key in none of them",
+                hint="give every controller of the group the same regions.NAME.kms_key",
             )
         raise _all_failed(f"data key {envelope.key.hex()[:8]}… of stream {stream} cannot be unwrapped", failures, errors)
 
@@ -267,6 +267,8 @@ class Keyring:
 
     async def reach(self) -> Mapping[str, str]:
         """See ``ports.Seals``. Wraps a key that seals nothing."""
+        if not self.enabled:
+            return {}
         now = self._clock.monotonic()
         if self._reached is None or now - self._reached[1] >= REACH_SECONDS:
 
@@ -329,7 +331,7 @@ def _all_failed(what: str, why: Mapping[str, str], errors: list[DrError]) -> DrE
     if any(isinstance(error, Unavailable) for error in errors):
         return Unavailable(message, hint="bring the KMS of one of these regions back")
     if any(isinstance(error, Misconfigured) for error in errors):
-        return Misconfigured(message, hint="let this role use the keys of [encryption.keys], and keep them enabled")
+        return Misconfigured(message, hint="let this role use the keys of regions.NAME.kms_key, and keep them enabled")
     return Corrupt(message, hint="repair the object from another region: drctl verify, then drctl repair")
 
 

@@ -24,9 +24,9 @@ _MISCONFIGURED = {
     "AccessDeniedException": "let this role call kms:GenerateDataKey, kms:Encrypt and kms:Decrypt with this key",
     "DisabledException": "enable the key",
     "KMSInvalidStateException": "look at the key: it is being deleted or cannot be used",
-    "NotFoundException": "correct [encryption.keys]: there is no such key in that region",
-    "InvalidKeyUsageException": "name a symmetric key for encryption in [encryption.keys]",
-    "InvalidArnException": "correct [encryption.keys]",
+    "NotFoundException": "correct regions.NAME.kms_key: there is no such key",
+    "InvalidKeyUsageException": "name a symmetric key for encryption in regions.NAME.kms_key",
+    "InvalidArnException": "correct regions.NAME.kms_key",
 }
 _WAIT = frozenset({"KeyUnavailableException", "DependencyTimeoutException"})
 

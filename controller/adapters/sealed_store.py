@@ -32,7 +32,7 @@ from controller.domain.model import (
 )
 from controller.domain.sealing import store_lacks
 from controller.errors import Conflict, Corrupt, DrError, Misconfigured, Unavailable
-from controller.ports import FoundHead, FoundObject, RegionStore
+from controller.ports import FoundEntry, FoundHead, FoundObject, RegionStore
 
 IN_THREAD_BYTES = 1024**2
 """Longer ones leave the event loop, which also keeps the lease."""
@@ -145,7 +145,7 @@ class Sealer:
         if self.keyring is None:
             raise Misconfigured(
                 f"it is sealed for the KMS of {', '.join(map(ascii, envelope.wrapped_for))}, and these settings have no keys",
-                hint="set [encryption.keys] as the other controllers of the group have it",
+                hint="set regions.NAME.kms_key as the other controllers of the group have it",
             )
         return await self.keyring.unwrap(ref.stream, envelope), envelope, begin
 
@@ -245,6 +245,15 @@ class SealedStore:
 
     async def mend_head(self, fence: Fence, found: FoundHead, head: Head) -> Head:
         return await self._inner.mend_head(fence, found, head)
+
+    async def list_catalogue(self, stream: str, after: str, limit: int) -> tuple[FoundEntry, ...]:
+        return await self._inner.list_catalogue(stream, after, limit)
+
+    async def inspect_catalogue(self, stream: str, agent: str) -> FoundEntry:
+        return await self._inner.inspect_catalogue(stream, agent)
+
+    async def mend_catalogue(self, fence: Fence, found: FoundEntry, entry: CatalogueEntry | None) -> None:
+        await self._inner.mend_catalogue(fence, found, entry)
 
     async def close(self) -> None:
         await self._inner.close()

@@ -13,7 +13,20 @@ from controller.domain.model import Ack, Authority, Forks, Frame, Head, IngestAn
 from controller.domain.promotion import PlanRecord
 from controller.domain.sharing import LEAD
 from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
-from controller.ports import Clock, Compare, Coordinator, Identity, Page, Pager, Peers, Put, RegionStore, Resolver, Traffic
+from controller.ports import (
+    Clock,
+    Compare,
+    Coordinator,
+    Identity,
+    Page,
+    Pager,
+    Peers,
+    Put,
+    RegionStore,
+    Resolver,
+    Seals,
+    Traffic,
+)
 from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.fleet import RIGHT_MARGIN_SECONDS, FleetManager, check_kind
 from controller.runtime.ingest_gate import IngestGate, IngestLimits
@@ -54,6 +67,8 @@ class Ports:
     new_id: Callable[[], str]
     peers: Peers | None = None
     """The way to other instances of this region; a group of one stream needs none."""
+    seals: Seals | None = None
+    """None: no KMS keys are set, nothing is sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +231,7 @@ class Active:
             store_timeout_seconds=shell.settings.aws.call_timeout_seconds,
             ttl_seconds=shell.settings.etcd.ttl_seconds,
             say=shell.say,
+            seals=ports.seals,
         )
 
     async def _begin(self, opened: Opened) -> None:

@@ -289,7 +289,8 @@ class Desk(ABC):
         seen = self._seen.unreadable if self._seen else {}
         skipped = {**seen, **self._book.unreadable, **self._watch.unreadable}
         loud = [f"break-glass: plan {record.plan.id} by {record.plan.requester}" for record in plans if record.plan.break_glass]
-        return (*loops, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
+        sealing = () if self._ports.seals is None else self._ports.seals.warnings()
+        return (*loops, *sealing, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
 
     async def members(self) -> tuple[Member, ...]:
         return (await look(self._outside)).members

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from controller.domain import lag, replication
 from controller.domain.model import Authority, Forks, Head, Holder, Member, StreamReport, Unknown
 from controller.domain.plan import NO_LOSS, Check, Evidence, HeadSeen, Loss, PlanKind, StoreUnknown
+from controller.domain.sealing import tenure_lacks
 from controller.errors import DrError, Misconfigured, Refused
-from controller.ports import Clock, Coordinator, RegionStore, Resolver, Traffic, TrafficState
+from controller.ports import Clock, Coordinator, RegionStore, Resolver, Seals, Traffic, TrafficState
 from controller.runtime.documents import Keys, Seen, read, read_all, read_readable
 from controller.stream.patience import GRACE_SECONDS, ask_all
 
@@ -30,6 +31,7 @@ class Outside:
     clock: Clock
     streams: tuple[str, ...]
     store_timeout_seconds: float
+    seals: Seals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +120,12 @@ async def gather(
 
     Raises Unavailable when etcd does not answer: without it nothing can be decided.
     """
-    seen, traffic, forks, all_heads = await asyncio.gather(
+    seen, traffic, forks, all_heads, keys = await asyncio.gather(
         look(outside),
         read_traffic(outside),
         read_all(outside.coordinator, outside.keys.forks(""), Forks),
         asyncio.gather(*(read_heads(outside, stream) for stream in outside.streams)),
+        _keys(outside, target),
     )
     heads = dict(zip(outside.streams, all_heads, strict=True))
     recorded = {found.item.key.rsplit("/", 1)[1]: found.value for found in forks}
@@ -157,10 +160,21 @@ async def gather(
         agents=local.agents,
         weights=dict(traffic.weights) if isinstance(traffic, TrafficState) else {},
         traffic_epoch=traffic.epoch if isinstance(traffic, TrafficState) else traffic,
-        checks=tuple(_checks(seen, heads, traffic, kind, target, plan)),
+        checks=(*_checks(seen, heads, traffic, kind, target, plan), *keys),
         right_ended_by=0.0 if seen.holders else max((local.holder_gone_at.get(s, now) for s in outside.streams), default=now),
     )
     return evidence, seen
+
+
+async def _keys(outside: Outside, target: str) -> tuple[Check, ...]:
+    """Whether an epoch of ``target`` could seal what it writes now; nothing where nothing is sealed."""
+    reached = {} if outside.seals is None else await outside.seals.reach()
+    if not reached:
+        return ()
+    answering = [region for region, why in reached.items() if not why]
+    lacks = tenure_lacks(target, answering, {region: why for region, why in reached.items() if why})
+    told = f"the KMS of {len(answering)} of {len(reached)} regions wraps data keys"
+    return (Check("target-keys", lacks is None, lacks or told),)
 
 
 def _loss(

@@ -15,7 +15,7 @@ from controller.domain.model import Authority, EpochStart, Forks, Head, Role, St
 from controller.domain.plan import Loss, canonical
 from controller.domain.promotion import Event, PlanRecord, Progress, State
 from controller.errors import Conflict, DrError, FenceLost, Unavailable
-from controller.ports import Clock, Compare, Coordinator, Operation, Page, Pager, Put, RegionStore
+from controller.ports import Clock, Compare, Coordinator, Operation, Page, Pager, Put, RegionStore, Seals
 from controller.runtime.documents import Keys, Seen, encode, read
 from controller.runtime.evidence import expected_loss
 from controller.runtime.plans import PlanBook, approvable, loss_is_approved
@@ -57,6 +57,7 @@ class Parts:
     store_timeout_seconds: float
     ttl_seconds: float
     say: Callable[[Role, str], None]
+    seals: Seals | None = None
 
 
 class Opening:
@@ -127,6 +128,8 @@ class Opening:
         elif loss.records_unknown:
             await self._hold(loss)
             return None
+        if parts.seals is not None:  # before the fork: an epoch that cannot write safely must not begin
+            await parts.seals.prepare(fence)
         parts.say(Role.OPENING, f"bringing {choice.length} segments of history home")
         head, tail = await bring_home(parts.stores, heads, fence, parts.region, starts, choice)
         await self._catch_up_view(tail)

@@ -10,12 +10,15 @@ from ipaddress import ip_network
 from controller.adapters.dns import DnsResolver
 from controller.adapters.etcd import EtcdCoordinator
 from controller.adapters.identity import SshIdentity
+from controller.adapters.keyring import Keyring
+from controller.adapters.kms import AwsKeyService
 from controller.adapters.notify import LogPager, MultiPager, WebhookPager
 from controller.adapters.region_store import AwsRegionStore
 from controller.adapters.route53 import Route53Traffic
+from controller.adapters.sealed_store import SealedStore, Sealer
 from controller.domain.approval import NAMESPACE
 from controller.domain.sharing import stream_names
-from controller.ports import Clock, Pager
+from controller.ports import Clock, KeyService, Pager, RegionStore
 from controller.runtime.active import Ports
 from controller.runtime.documents import Keys
 from controller.runtime.evidence import Outside
@@ -36,7 +39,9 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
         password=etcd.password.get_secret_value() if etcd.password else None,
     )
     stack.push_async_callback(coordinator.close)
-    stores: dict[str, AwsRegionStore] = {}
+    seals = await _keyring(settings, clock, stack)
+    sealer = Sealer(settings.group, seals)
+    stores: dict[str, RegionStore] = {}
     for region, place in settings.regions.items():
         store = AwsRegionStore(
             region,
@@ -53,7 +58,7 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
         )
         await store.start()
         stack.push_async_callback(store.close)
-        stores[region] = store
+        stores[region] = SealedStore(store, sealer)
     traffic = settings.traffic
     peers = HttpPeers(settings.stream.ack_timeout_seconds + 2 * aws.call_timeout_seconds)
     stack.push_async_callback(peers.close)
@@ -75,7 +80,39 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
         clock=clock,
         new_id=_new_plan_id,
         peers=peers,
+        seals=seals,
     )
+
+
+async def _keyring(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> Keyring | None:
+    """With a key in every region sealed objects can be opened; ``encryption.enabled`` says whether new ones are sealed."""
+    aws, encryption = settings.aws, settings.encryption
+    services: dict[str, KeyService] = {}
+    for region, place in settings.regions.items():
+        if place.kms_key is None:
+            return None
+        services[region] = service = AwsKeyService(
+            region,
+            key=place.kms_key,
+            former=place.former_kms_keys,
+            aws_region=place.aws_region,
+            endpoint=place.kms_endpoint,
+            call_timeout_seconds=aws.call_timeout_seconds,
+            connect_timeout_seconds=aws.connect_timeout_seconds,
+        )
+        await service.start()
+        stack.push_async_callback(service.close)
+    keyring = Keyring(
+        settings.group,
+        services,
+        home=settings.region,
+        clock=clock,
+        enabled=encryption.enabled,
+        rotate_seconds=encryption.rotate_seconds,
+        cache_seconds=encryption.cache_seconds,
+    )
+    stack.push_async_callback(keyring.close)
+    return keyring
 
 
 def _pager(settings: Settings) -> Pager:
@@ -103,6 +140,7 @@ def outside_of(settings: Settings, ports: Ports) -> Outside:
         ports.clock,
         stream_names(settings.stream.streams),
         settings.aws.call_timeout_seconds,
+        ports.seals,
     )
 
 

@@ -47,6 +47,7 @@ class RegionSettings(Section):
 
     s3_endpoint: values.Url | None = Field(None, description="other endpoint than AWS's own", json_schema_extra=LOCAL)
     dynamodb_endpoint: values.Url | None = Field(None, description="other endpoint than AWS's own", json_schema_extra=LOCAL)
+    kms_endpoint: values.Url | None = Field(None, description="other endpoint than AWS's own", json_schema_extra=LOCAL)
     bucket: values.Bucket = Field(description="S3 bucket of this region's copy")
     table: values.Table = Field(description="DynamoDB table of this region's heads and catalogue")
     aws_region: values.AwsRegionName = Field(
@@ -59,6 +60,12 @@ class RegionSettings(Section):
         min_length=1, description="base URLs of this region's controllers, for agents and drctl"
     )
     priority: CountOrZero = Field(100, description="order in which regions are proposed as targets: the smallest first")
+    kms_key: values.KmsKey | None = Field(
+        None, description="symmetric KMS key of this region (ARN, id or alias); with one in each region sealed objects open"
+    )
+    former_kms_keys: Annotated[list[values.KmsKey], AfterValidator(values.no_duplicates)] = Field(
+        default_factory=list, max_length=8, description="keys that kms_key came after, as long as objects are sealed for them"
+    )
 
 
 class StreamSettings(Section):
@@ -204,6 +211,16 @@ class AwsSettings(Section):
     max_pool_connections: Count = Field(64, le=10_000, description="connections per client", json_schema_extra=LOCAL)
 
 
+class EncryptionSettings(Section):
+    """Sealing of what lies in S3, on top of the buckets' own encryption."""
+
+    enabled: bool = Field(False, description="seal new segments and snapshots; needs regions.NAME.kms_key of every region")
+    rotate_seconds: LongSeconds = Field(86_400, description="a tenure that lasts longer gets a new data key")
+    cache_seconds: LongSeconds = Field(
+        21_600, description="an unwrapped data key is used for so long before KMS is asked again", json_schema_extra=LOCAL
+    )
+
+
 class FleetSettings(Section):
     """Agents' hosts."""
 
@@ -242,6 +259,7 @@ class Settings(BaseSettings):
     api: ApiSettings = Field(default_factory=lambda: ApiSettings.model_validate({}), description="this instance's HTTP server")
     aws: AwsSettings = Field(default_factory=AwsSettings, description="AWS clients")
     fleet: FleetSettings = Field(default_factory=FleetSettings, description="agents' hosts")
+    encryption: EncryptionSettings = Field(default_factory=EncryptionSettings, description="sealed objects")
 
     @classmethod
     def settings_customise_sources(

@@ -26,7 +26,8 @@ SNAPSHOTS_IN_RETENTION = 4
 def problems(settings: Settings, now: datetime) -> Iterator[Problem]:
     """Every broken rule that concerns more than one value, or a file. ``now``: for certificates."""
     checks: list[Callable[[Settings], Iterator[Problem]]] = [
-        _lease_rules, _endpoint_rules, _region_rules, _stream_rules, _promotion_rules, _fleet_rules, _notify_rules, _file_rules,
+        _lease_rules, _endpoint_rules, _region_rules, _encryption_rules, _stream_rules, _promotion_rules, _fleet_rules,
+        _notify_rules, _file_rules,
     ]  # fmt: skip
     checks.append(_production_rules if settings.environment == "production" else _lab_rules)
     for check in checks:
@@ -93,6 +94,22 @@ def _region_rules(settings: Settings) -> Iterator[Problem]:
                 if field in {"addresses", "controllers"}:
                     rule = f"is that of region {other} too: nobody could tell which of the two answered"
                 yield Problem((f"{at}.{field}", f"regions.{other}.{field}"), shown(value), rule, "give each region its own")
+
+
+def _encryption_rules(settings: Settings) -> Iterator[Problem]:
+    with_key = [name for name, region in settings.regions.items() if region.kms_key is not None]
+    for name, region in settings.regions.items():
+        field, key = f"regions.{name}.kms_key", region.kms_key
+        if key is None and (with_key or settings.encryption.enabled):
+            rule = "is required in every region as soon as encryption is on or one region has a key"
+            hint = "create a symmetric key there; a copy must open without any other region's KMS"
+            yield Problem((field, "encryption.enabled", "regions"), "(missing)", rule, hint)
+        for one in (key, *region.former_kms_keys):
+            if one is not None and one.startswith("arn:") and one.split(":")[3] != region.aws_region:
+                rule = (
+                    f"lies in {one.split(':')[3]} and must lie in {region.aws_region}: two regions with one KMS fail together"
+                )
+                yield Problem((field, f"regions.{name}.aws_region"), shown(one), rule, "create a key, or a replica, there")
 
 
 def _stream_rules(settings: Settings) -> Iterator[Problem]:
@@ -188,7 +205,8 @@ def _own_urls(settings: Settings) -> Iterator[tuple[str, str]]:
 
 def _aws_urls(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, region in settings.regions.items():
-        for field, url in (("s3_endpoint", region.s3_endpoint), ("dynamodb_endpoint", region.dynamodb_endpoint)):
+        endpoints = (region.s3_endpoint, region.dynamodb_endpoint, region.kms_endpoint)
+        for field, url in zip(("s3_endpoint", "dynamodb_endpoint", "kms_endpoint"), endpoints, strict=True):
             if url is not None:
                 yield f"regions.{name}.{field}", url
     if settings.traffic.endpoint is not None:

@@ -176,10 +176,20 @@ def _dns_name(value: str) -> str:
     return name + "."
 
 
+def _kms_key(value: str) -> str:
+    arn = r"arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key/[A-Za-z0-9-]+|alias/[A-Za-z0-9/_-]+)"
+    if not re.fullmatch(
+        rf"{arn}|alias/[A-Za-z0-9/_-]{{1,250}}|mrk-[0-9a-f]{{32}}|[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}", value
+    ):
+        raise broken("must be the ARN, the id or the alias (alias/…) of a KMS key", "aws kms list-keys shows them")
+    return value
+
+
 GroupName = Annotated[str, AfterValidator(_name)]
 RegionName = Annotated[str, AfterValidator(_name)]
 InstanceName = Annotated[str, AfterValidator(_instance)]
 AwsRegionName = Annotated[str, AfterValidator(_aws_region)]
+KmsKey = Annotated[str, AfterValidator(_kms_key)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Table = Annotated[str, AfterValidator(_table)]
 EtcdPrefix = Annotated[str, AfterValidator(_etcd_prefix)]

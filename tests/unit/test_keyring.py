@@ -208,7 +208,7 @@ def test_a_disabled_key_says_so_and_stops_what_only_it_can_open() -> None:
         rig.kms[A].disabled = rig.kms[B].disabled = True
         with pytest.raises(Misconfigured, match="is disabled"):
             await rig.keyring().unwrap("s00", envelope(writer))
-        with pytest.raises(Misconfigured, match="names none of them"):
+        with pytest.raises(Misconfigured, match="a key in none of them"):
             await Rig(C).keyring(C).unwrap("s00", envelope(writer))
 
     told(story)
