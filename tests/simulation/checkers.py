@@ -554,23 +554,25 @@ def check_all(world: World) -> None:
 
 
 async def settle(world: World, seconds: float = 90.0) -> None:
-    """Heals everything, starts who is dead, and waits until one instance serves and every store has everything.
+    """``level``; then all checkers, and the store checker for a settled world."""
+    await level(world, seconds)
+    check_all(world)
+    stores_are_prefixes(world)
 
-    Then all checkers, and the store checker for a settled world.
-    """
+
+async def level(world: World, seconds: float = 90.0) -> None:
+    """Heals everything, starts who is dead, and waits until one instance serves and every store has everything."""
     world.heal_all()
     world.before_effect = world.after_effect = None
     world.start_all()
     await asyncio.sleep(0)
 
-    def level() -> bool:
+    def settled() -> bool:
         serving = world.serving()
         if set(serving) != set(world.streams):
             return False
         writers: list[Any] = [instance.controller._actives[stream].writer for stream, instance in serving.items()]
         return all(pump.attached and pump.seq >= writer.seq - 2 for writer in writers for pump in writer.pumps.values())
 
-    await world.until(level, seconds, "one active instance and level stores")
+    await world.until(settled, seconds, "one active instance and level stores")
     await world.wait(3.0)
-    check_all(world)
-    stores_are_prefixes(world)
