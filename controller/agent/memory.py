@@ -9,10 +9,18 @@ from dataclasses import dataclass
 from controller.agent.spool import Letter
 from controller.domain.model import Frame
 from controller.stream.delta import frame
+from controller.stream.limits import MAX_CHAIN
 
 CHAIN = 32
-"""Deltas in a row before a whole body is sent: reading one state costs a bounded number of frames. With 16 an 80 KB
-conversation costs 1/39 of its size a put, with 32 1/72; readers allow 64."""
+"""Deltas in a row before a whole body is sent: reading one state from the store costs a bounded number of frames."""
+LONG_CHAIN_BYTES = 16 * 1024
+"""For larger bodies the chain is as long as readers allow (``MAX_CHAIN``): a whole one weighs as much as a dozen of its deltas
+or more. An 80 KB conversation costs 1/40 of its size a put with chains of 32, 1/46 with 64; for 2 KB it hardly matters."""
+
+
+def chain_limit(size: int) -> int:
+    """Deltas that may stand on each other below the next body, when the last one had ``size`` bytes."""
+    return CHAIN if size < LONG_CHAIN_BYTES else MAX_CHAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +43,14 @@ class DeltaMemory:
     def previous(self, agent: str, kind: str) -> Previous | None:
         """The last acknowledged body; None when there is none or the chain is long enough."""
         known = self._bodies.get((agent, kind))
-        return None if known is None or known.depth >= CHAIN else known
+        return None if known is None or known.depth >= chain_limit(len(known.body)) else known
 
     def acknowledged(self, agent: str, kind: str, record_id: str, body: bytes, base: str | None) -> None:
         """``base``: the record that the accepted frame was a delta against, None for a whole body."""
         known = self.forget(agent, kind)
         depth = known.depth + 1 if base is not None and known is not None else 0
         if base is not None and known is None:
-            depth = CHAIN  # the base was forgotten meanwhile: we cannot tell the depth, so the next one is whole
+            depth = MAX_CHAIN  # the base was forgotten meanwhile: we cannot tell the depth, so the next one is whole
         if len(body) > self._max:
             return
         self._bodies[agent, kind] = Previous(record_id, body, depth)
@@ -88,7 +96,7 @@ def _chain(letters: Sequence[Letter], known: Mapping[str, Previous]) -> list[Fra
     frames = []
     for letter in letters:
         before = last.get(letter.kind)
-        if before is not None and before.depth >= CHAIN:
+        if before is not None and before.depth >= chain_limit(len(before.body)):
             before = None
         made = frame(
             letter.agent,

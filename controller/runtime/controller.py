@@ -100,7 +100,7 @@ class Controller(Desk):
         self._streams = stream_names(settings.stream.streams)
         self._keys = Keys(settings.etcd.prefix, settings.group)
         self._audit = Audit(ports.coordinator, self._keys)
-        self._view = View(view_path)
+        self._view = View(view_path, warm_max_bytes=settings.stream.warm_max_bytes)
         self._store = ports.stores[settings.region]
         self._outside = outside_of(settings, ports)
         self._followers = {
@@ -266,6 +266,7 @@ class Controller(Desk):
             group.create_task(self._loop("canary", settings.rpo.report_seconds, self._canary), name="canary")
             group.create_task(self._loop("retention", settings.rpo.report_seconds, self._keep_bounded), name="retention")
             group.create_task(self._loop("tend", settings.rpo.report_seconds, self._tend), name="tend")
+            group.create_task(self._loop("view", settings.rpo.report_seconds, self._settle), name="view")
             group.create_task(self._loop("stores", settings.rpo.report_seconds, self._look_at_stores), name="stores")
             group.create_task(self._loop("plans", settings.etcd.tick_seconds, self._plans), name="plans")
             group.create_task(self._loop("watch", settings.etcd.tick_seconds, self._look_around), name="watch")
@@ -558,6 +559,9 @@ class Controller(Desk):
     async def _keep_bounded(self) -> str | None:
         said = await _each(lambda active: active.keep(), self._in_service())
         return "; ".join(sentence for sentence in said if sentence) or None
+
+    async def _settle(self) -> None:
+        self._view.settle()
 
     async def _tend(self) -> str | None:
         lead = self._lead

@@ -86,6 +86,11 @@ class StreamSettings(Section):
     segment_max_bytes: Count = Field(4 * MIB, le=512 * MIB, description="a segment closes at this size")
     segment_max_records: Count = Field(2000, le=100_000, description="a segment closes at this number of records")
     queue_max_bytes: Count = Field(64 * MIB, description="records that wait, in bytes; more are refused, explicitly")
+    warm_max_bytes: CountOrZero = Field(
+        128 * MIB,
+        description="newest bodies that are held in memory, in bytes; the others lie in the view's file. 0 = all of them do",
+        json_schema_extra=LOCAL,
+    )
     body_max_bytes: Count = Field(64 * MIB, description="the largest body of one record, decoded")
     follow_seconds: Seconds = Field(0.2, description="a standby asks its region's store for news this often")
     canary_seconds: Seconds = Field(5.0, description="time between two canary records")

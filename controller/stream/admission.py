@@ -110,8 +110,7 @@ class Admission:
     def take(self, frame: Frame, weight: int, proven: Proven | None = None) -> Entry:
         """A new record: stamped, decoded (unless ``open_ahead`` did it), remembered until the view has it. Raises DrError."""
         base, depth = self._base_of(frame)
-        body, packed = (open_frame(frame, base), None) if proven is None else (proven.body, proven.packed)
-        proven = Proven(body, packed, new=True)
+        proven = Proven(open_frame(frame, base) if proven is None else proven.body, new=True)
         entry = Entry(_stamped(frame, self._now()), weight, proven, depth)
         self._entries[frame.record.agent, frame.record.id] = entry
         self.bytes += _held(entry)
@@ -142,9 +141,8 @@ def _held(entry: Entry) -> int:
     """Bytes that an entry holds besides its payload."""
     if entry.proven is None:
         return 0
-    body, packed = entry.proven.body, entry.proven.packed
-    same = body is entry.frame.payload
-    return (0 if same else len(body)) + (0 if packed is None or packed[1] is body else len(packed[1]))
+    body = entry.proven.body
+    return 0 if body is entry.frame.payload else len(body)
 
 
 def _stamped(frame: Frame, received_at: float) -> Frame:

@@ -21,6 +21,7 @@ from controller.stream.live import is_ruled
 from controller.stream.proving import Proven
 from controller.stream.segment import Segment
 from controller.stream.tables import WARM_MAX_BYTES, Tables, pack, unpack
+from controller.stream.warmth import Warmth
 
 ALWAYS_WARM = frozenset({Kind.CHECKPOINT, Kind.TASK, Kind.ASSIGNMENT})
 WARM_KINDS = 32
@@ -87,6 +88,7 @@ class Round:
     def __init__(
         self,
         tables: Tables,
+        warmth: Warmth,
         stream: int,
         floor_seq: int,
         segment: Segment,
@@ -94,6 +96,7 @@ class Round:
         proven: Sequence[Proven | None] | None = None,
     ) -> None:
         self._tables = tables
+        self._warmth = warmth
         self._stream = stream
         self._floor = floor_seq
         self._segment = segment
@@ -102,7 +105,11 @@ class Round:
         self.awakened = False
         """Whether records can be read now that could not before."""
         self._proven: Sequence[Proven | None] = proven or [None] * len(segment.frames)
-        self._packed: dict[int, tuple[int, bytes]] = {}
+        self.held: list[tuple[int, bytes]] = []
+        """Bodies of newest records for ``Warmth.keep``, with the records that are the second newest now, and those that are
+        neither any more."""
+        self.older: list[int] = []
+        self.gone: set[int] = set()
         self._first = self._next = int(tables.one("SELECT coalesce(max(no), 0) FROM records")[0]) + 1
         self._agents: dict[str, _Agent] = {}
         self._new: dict[tuple[int, str], Known] = {}
@@ -149,8 +156,6 @@ class Round:
                 if self._floor and ORIGIN in record.meta:
                     self._found_again(agent.no, record.id)
         if body is not None:
-            if proven is not None and proven.packed is not None:
-                self._packed[known.no] = proven.packed
             self._keep(known.no, body)
 
     def _prove(self, known: Known, depth: int) -> None:
@@ -281,6 +286,9 @@ class Round:
         if body is not None:
             self._window.move_to_end(known.no)
             return body
+        body = self._warmth.get(known.no)
+        if body is not None:
+            return body
         row = self._tables.one("SELECT w.packed, w.body FROM warm w WHERE w.record=?", (known.no,))
         if row is not None:
             body = unpack(row[0], row[1], self._limits.body_bytes)
@@ -323,10 +331,6 @@ class Round:
             "UPDATE agents SET records=?, latest=?, latest_ord=?, ruled=? WHERE no=?",
             [(agent.records, agent.latest, agent.latest_ord, agent.ruled, agent.no) for agent in self._agents.values()],
         )
-        kept: set[int] = set()
-        for head in self._heads.values():
-            if head.warm:
-                kept.update(no for _, no in head.newest)
         tables.many(
             "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
@@ -335,16 +339,30 @@ class Round:
                 if head.newest
             ],
         )
-        gone = {no for head in self._heads.values() for no in head.before} | self._spilled
-        tables.many("DELETE FROM warm WHERE record=?", [(no,) for no in sorted(gone - kept)])
-        tables.many(
-            "INSERT OR REPLACE INTO warm VALUES (?, ?, ?)",
-            [
-                (no, *(self._packed.get(no) or pack(body)))
-                for no, body in self._window.items()
-                if no in kept and no not in self._stored and len(body) <= WARM_MAX_BYTES
-            ],
-        )
+        self._write_bodies()
+
+    def _write_bodies(self) -> None:
+        """Newest ones are held and written late, if there is a place to hold them."""
+        newest: set[int] = set()
+        older: set[int] = set()
+        for head in self._heads.values():
+            if head.warm and head.newest:
+                newest.add(head.newest[-1][1])
+                older.update(no for _, no in head.newest[:-1])
+        kept = newest | older
+        self.gone = ({no for head in self._heads.values() for no in head.before} | self._spilled) - kept
+        rows = [(no,) for no in sorted(self.gone) if no in self._spilled or self._warmth.may_be_in_table(no)]
+        self._tables.many("DELETE FROM warm WHERE record=?", rows)
+        self.gone |= self._spilled  # those that are kept have their row
+        fresh = [
+            (no, body)
+            for no, body in self._window.items()
+            if no in kept and no not in self._stored and len(body) <= WARM_MAX_BYTES and no not in self._warmth
+        ]
+        if self._warmth.max_bytes:
+            self.held, self.older = [one for one in fresh if one[0] >= self._first], sorted(older)
+            fresh = [one for one in fresh if one[0] < self._first]  # a record that came again: it may have a row
+        self._tables.many("INSERT OR REPLACE INTO warm VALUES (?, ?, ?)", ((no, *pack(body)) for no, body in fresh))
 
 
 def _meta(record: Record) -> bytes | None:

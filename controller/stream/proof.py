@@ -20,6 +20,7 @@ from controller.stream.limits import DEFAULT_LIMITS, MAX_CHAIN, Limits
 from controller.stream.proving import Proven
 from controller.stream.segment import Segment
 from controller.stream.view import View
+from controller.stream.warmth import Warmth
 
 MAX_PROBLEMS = 10_000
 """Problems that are kept one by one; further ones are only counted."""
@@ -62,7 +63,7 @@ class ProofView(View):
     """See the module. One walk at a time owns it; ``apply`` may run in a thread."""
 
     def __init__(self, path: Path | None, limits: Limits = DEFAULT_LIMITS) -> None:
-        super().__init__(path, limits)
+        super().__init__(path, limits, warm_max_bytes=0)  # a walk that is cut off goes on from its file
         for statement in _TABLES.split(";"):
             self._tables.run(statement)
         self._gaps: bool | None = None
@@ -74,7 +75,7 @@ class ProofView(View):
     def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[Proven | None] | None) -> Round:
         self.bad, self.unproven = [], []
         # What stands on a record from before the copy, or from a gap in it, cannot be judged; that is no damage of its own.
-        return _Lenient(self, stream, floor_seq or int(self.has_gaps()), segment, self._limits)
+        return _Lenient(self, self._warmth, stream, floor_seq or int(self.has_gaps()), segment, self._limits)
 
     def has_gaps(self) -> bool:
         """Whether segments were stepped over."""
@@ -191,8 +192,8 @@ class ProofView(View):
 class _Lenient(Round):
     """Notes a body that does not verify and goes on."""
 
-    def __init__(self, proof: ProofView, stream: int, floor_seq: int, segment: Segment, limits: Limits) -> None:
-        super().__init__(proof.tables, stream, floor_seq, segment, limits)
+    def __init__(self, proof: ProofView, held: Warmth, stream: int, floor_seq: int, segment: Segment, limits: Limits) -> None:
+        super().__init__(proof.tables, held, stream, floor_seq, segment, limits)
         self._proof = proof
         self._noted: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""Bodies proven off the event loop: decoded, hashed, and packed for the view, in a thread.
+"""Bodies proven off the event loop: decoded and hashed in a thread.
 
 The loop also keeps the lease. Small bodies are proven where they are needed; from ``INLINE_BYTES`` on it is done here,
 beforehand.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from controller.domain.model import Encoding, Frame
 from controller.errors import DrError
 from controller.stream.delta import open_frame
-from controller.stream.tables import WARM_MAX_BYTES, pack
 
 INLINE_BYTES = 2**20
 """Bodies of one call or segment up to this are decoded at once (about 2 ms); more in a thread."""
@@ -25,11 +24,10 @@ gigabytes. What comes after it is decoded where it is needed, one body at a time
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A body that this process decoded from its frame and hashed. ``packed``: how it will lie in the view, if that is known.
-    ``new``: the writer, which alone adds to its stream, has made sure that nobody knows the record yet."""
+    """A body that this process decoded from its frame and hashed. ``new``: the writer, which alone adds to its stream, has made
+    sure that nobody knows the record yet."""
 
     body: bytes
-    packed: tuple[int, bytes] | None = None
     new: bool = False
 
 
@@ -73,5 +71,5 @@ def _prove_all(jobs: Sequence[tuple[Frame, bytes | int | None]]) -> dict[int, Pr
             opened = open_frame(frame, body)
         except DrError:
             continue
-        found[number] = Proven(opened, pack(opened) if len(opened) <= WARM_MAX_BYTES else None)
+        found[number] = Proven(opened)
     return found

@@ -1,6 +1,7 @@
 """Bodies that are not warm: fetched from the region's store along their chain of deltas, every hash checked.
 
-One record costs at most ``MAX_CHAIN + 1`` GETs, one for each different segment, four at a time.
+One record costs at most ``MAX_CHAIN + 1`` GETs, one for each different segment. The index knows all of them beforehand, so
+they are fetched side by side.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from controller.stream.view import Link, View
 
 CONCURRENCY = 4
 """GETs at a time. Also bounds memory: this many segments are held at once."""
+CHAIN_CONCURRENCY = 16
+"""The same while somebody waits for one record: the segments of a chain of deltas are no larger than others."""
 WARM_BYTES = 64 * 2**20
 """Bodies that are decoded together while warming."""
 
@@ -66,7 +69,7 @@ async def _frames(store: RegionStore, links: Sequence[Link]) -> list[Frame]:
     wanted: dict[SegmentRef, list[int]] = {}
     for number, link in enumerate(links):
         wanted.setdefault(link.ref, []).append(number)
-    slots = asyncio.Semaphore(CONCURRENCY)
+    slots = asyncio.Semaphore(CHAIN_CONCURRENCY)
 
     async def fetch(ref: SegmentRef, numbers: list[int]) -> None:
         async with slots:

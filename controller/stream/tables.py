@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +133,10 @@ class Tables:
             if self._connection.in_transaction:
                 self._connection.rollback()
             raise
+
+    def function(self, name: str, arguments: int, answer: Callable[..., Any]) -> None:
+        """A function of ours for use in SQL."""
+        self._connection.create_function(name, arguments, answer)
 
     def close(self) -> None:
         self._connection.close()

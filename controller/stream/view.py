@@ -6,7 +6,8 @@ restored once already. It is a cache of the region's store: a file that is damag
 rebuilt by following from the start.
 
 - *Warm*: the bodies of the newest two records of each agent and kind (at most 32 kinds of an agent besides checkpoint, task
-  and assignment), up to 8 MiB each. That is also what the next delta needs. Others come from the store (``reader``).
+  and assignment), up to 8 MiB each. That is also what the next delta needs. They are held in memory and written to the file
+  late (``warmth``); without room there only the newest is sure to be kept. Others come from the store (``reader``).
 - *Order* of an agent's records is their place in the stream; records carried forward by retention keep the place that they
   had first. Places of different streams are not comparable; an agent belongs to one stream.
 - *Duplicates*: the first record of an (agent, id) stands. The same again (equal hash) is noted as another place to read it
@@ -33,6 +34,7 @@ import msgspec
 
 from controller.domain.model import GENESIS, Encoding, Kind, Record, SegmentRef
 from controller.errors import Conflict, Corrupt, NotFound, Refused, Unavailable
+from controller.stream import warmth
 from controller.stream.indexing import ColdBase, Round
 from controller.stream.limits import DEFAULT_LIMITS, MAX_CHAIN, Limits
 from controller.stream.live import NEEDS, whole
@@ -80,11 +82,12 @@ class Link:
 
 
 class View:
-    """See the module. ``path`` None keeps everything in memory. Raises Misconfigured when the path is another program's file,
-    Unavailable when the file is locked or not accessible."""
+    """See the module. ``path`` None keeps all in memory. ``warm_max_bytes``: see ``Warmth``. Raises Misconfigured when the
+    path is another program's file, Unavailable when the file is locked or not accessible."""
 
-    def __init__(self, path: Path | None, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, path: Path | None, limits: Limits = DEFAULT_LIMITS, warm_max_bytes: int | None = None) -> None:
         self._tables = Tables(path)
+        self._warmth = warmth.Warmth(self._tables, warmth.DEFAULT_MAX_BYTES if warm_max_bytes is None else warm_max_bytes)
         self._limits = limits
         self._lent: set[int] = set()
         self.awakened = False
@@ -99,8 +102,16 @@ class View:
         return self._tables
 
     def close(self) -> None:
-        """Closes the file. The view is not usable afterwards."""
-        self._tables.close()
+        """Closes the file, newest bodies in it. The view is not usable afterwards."""
+        try:
+            self._warmth.write_all()
+        finally:
+            self._tables.close()
+
+    def settle(self) -> None:
+        """Call it every second: writes newest bodies that have not changed for a while to the file, a few MiB at most.
+        Raises Unavailable, Corrupt."""
+        self._warmth.settle()
 
     # ------------------------------------------------------------------------------------------------------- positions
 
@@ -183,6 +194,7 @@ class View:
                 f"segment {ref.key} follows chain {header.prev_chain}, the copy is at {last_chain}",
                 hint="the histories differ: find the last common segment and rewind to it",
             )
+        self._warmth.make_room()
         with self._tables.transaction():
             if no == 0:
                 self._tables.run("INSERT INTO streams VALUES (NULL, ?, 0, ?, 0, ?, 0, 0)", (ref.stream, GENESIS, GENESIS))
@@ -200,10 +212,11 @@ class View:
             for lent in mine:
                 self._tables.run(f"DELETE FROM warm WHERE record=? AND {_NOT_NEWEST}", (lent,))  # noqa: S608 - fixed texts
         self._lent -= mine
+        self._warmth.keep(round_.held, round_.older, round_.gone)
 
     def _round(self, stream: int, floor_seq: int, segment: Segment, proven: Sequence[Proven | None] | None) -> Round:
         """Replaced where damage is collected and not raised (``stream/proof.py``)."""
-        return Round(self._tables, stream, floor_seq, segment, self._limits, proven)
+        return Round(self._tables, self._warmth, stream, floor_seq, segment, self._limits, proven)
 
     def rewind(self, stream: str, seq: int) -> None:
         """Forgets everything above ``seq``. Bodies that become the newest again are cold until ``reader.warm`` loads them.
@@ -278,6 +291,7 @@ class View:
         run("CREATE TEMP TABLE IF NOT EXISTS gone (no INTEGER PRIMARY KEY, agent INTEGER, kind TEXT, stream INTEGER)")
         run("DELETE FROM gone")
         run(f"INSERT INTO gone SELECT no, agent, kind, stream FROM records WHERE {where}", values)  # noqa: S608 - own texts
+        self._warmth.drop([no for (no,) in self._tables.all("SELECT no FROM gone WHERE held(no)")])
         run("DELETE FROM records WHERE no IN (SELECT no FROM gone)")
         run("DELETE FROM warm WHERE record IN (SELECT no FROM gone)")
         run("DELETE FROM duplicates WHERE record IN (SELECT no FROM gone)")
@@ -293,6 +307,7 @@ class View:
             if newest:
                 second = newest[1] if len(newest) > 1 else (None, None)
                 run("INSERT INTO heads VALUES (?, ?, ?, ?, ?, ?, ?)", (agent, kind, *newest[0], *second, was_warm))
+                self._warmth.is_newest(newest[0][0])
         for agent, count in self._tables.all("SELECT agent, count(*) FROM gone GROUP BY agent"):
             run("UPDATE agents SET records=records-? WHERE no=?", (count, agent))
         for (agent,) in self._tables.all(
@@ -486,6 +501,7 @@ class View:
             raise NotFound(f"agent {agent!a} has no record {id!a}", hint="list its records")
         if hashlib.sha256(body).digest() != row[3]:
             raise Corrupt(f"record {id!a} of agent {agent!a}: these {len(body)} bytes are not its body", hint="read it again")
+        self._warmth.drop((row[13],))  # it has a row from now on
         self._tables.run("INSERT OR REPLACE INTO warm VALUES (?, ?, ?)", (row[13], *pack(body)))
         if row[14] == 0:
             self._tables.run("UPDATE records SET verified=max(seq, 1) WHERE no=?", (row[13],))
@@ -497,6 +513,13 @@ class View:
             "UPDATE records SET verified=NULL, depth=? WHERE id=? AND agent=(SELECT no FROM agents WHERE name=?)",
             (MAX_CHAIN, id, agent),
         )
+
+    def check_warm(self, agent: str, id: str) -> None:  # noqa: A002
+        """Reads and hashes a warm body, in memory and in the file. Raises Corrupt."""
+        row = self._row(agent, id)
+        if row is not None:
+            self._warm(row)
+            self._in_file(row)
 
     def begins_late(self, agent: str, id: str) -> bool:  # noqa: A002
         """Whether the record's stream begins after sequence 1 in this copy, so that what it stands on may rightly be absent."""
@@ -514,7 +537,8 @@ class View:
             self._tables.all(
                 "SELECT a.name, r.id, r.size FROM heads h JOIN records r ON r.no = h.record JOIN agents a ON a.no = h.agent "
                 "LEFT JOIN warm w ON w.record = h.record "
-                "WHERE h.warm=1 AND r.verified NOTNULL AND r.size <= ? AND w.record IS NULL ORDER BY r.seq, r.ordinal LIMIT ?",
+                "WHERE h.warm=1 AND r.verified NOTNULL AND r.size <= ? AND w.record IS NULL AND NOT held(h.record) "
+                "ORDER BY r.seq, r.ordinal LIMIT ?",
                 (WARM_MAX_BYTES, limit),
             )
         )
@@ -523,7 +547,8 @@ class View:
         """Whether newest bodies came with a snapshot and were not read back from the store yet."""
         row = self._tables.one(
             "SELECT 1 FROM heads h JOIN records r ON r.no = h.record JOIN streams s ON s.no = r.stream "
-            "LEFT JOIN warm w ON w.record = h.record WHERE h.warm=1 AND r.verified=0 AND w.record IS NULL AND s.name=? LIMIT 1",
+            "LEFT JOIN warm w ON w.record = h.record WHERE h.warm=1 AND r.verified=0 AND w.record IS NULL "
+            "AND NOT held(h.record) AND s.name=? LIMIT 1",
             (stream,),
         )
         return row is not None
@@ -539,9 +564,13 @@ class View:
             inside.add((agent, frame.record.id))
         return tuple(key for key in wanted if self._is_cold(*key))
 
+    def held(self) -> Sequence[int]:
+        """Numbers of the records whose bodies are in memory."""
+        return self._warmth.numbers()
+
     def _is_cold(self, agent: str, record_id: str) -> bool:
         row = self._row(agent, record_id)
-        if row is None or row[14] is None:
+        if row is None or row[14] is None or row[13] in self._warmth:
             return False
         return self._tables.one("SELECT 1 FROM warm WHERE record=?", (row[13],)) is None
 
@@ -562,19 +591,17 @@ class View:
         )
 
     def _warm(self, row: Any) -> bytes | None:
+        body = self._warmth.get(row[13])
+        return self._in_file(row) if body is None else _proven(row, body)
+
+    def _in_file(self, row: Any) -> bytes | None:
         stored = self._tables.one("SELECT packed, body FROM warm WHERE record=?", (row[13],))
         if stored is None:
             return None
         try:
-            body = unpack(stored[0], stored[1], row[4])
+            return _proven(row, unpack(stored[0], stored[1], row[4]))
         except BAD_BODY:
-            body = b""
-        if hashlib.sha256(body).digest() != row[3]:
-            raise Corrupt(
-                f"the view's body of record {row[1]!a} of agent {row[0]!a} is damaged",
-                hint="stop this instance, delete its view and start it: the view is rebuilt from the store",
-            )
-        return body
+            return _proven(row, b"")
 
     def _warm_or_raise(self, row: Any) -> bytes:
         body = self._warm(row)
@@ -584,6 +611,16 @@ class View:
                 f"the body of record {row[1]!a} of agent {row[0]!a} {why}", hint="read it from the store, or try another region"
             )
         return body
+
+
+def _proven(row: Any, body: bytes) -> bytes:
+    """The body of this row. Raises Corrupt when it is not."""
+    if hashlib.sha256(body).digest() != row[3]:
+        raise Corrupt(
+            f"the view's body of record {row[1]!a} of agent {row[0]!a} is damaged",
+            hint="stop this instance, delete its view and start it: the view is rebuilt from the store",
+        )
+    return body
 
 
 def record_of(row: Any) -> Record:

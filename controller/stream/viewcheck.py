@@ -102,9 +102,20 @@ async def _warm(view: View, clock: Clock) -> AsyncIterator[tuple[str, str, str]]
         for number, agent, record in rows:
             after = number
             try:
-                view.read(agent, record)
+                view.check_warm(agent, record)
             except Corrupt as error:
                 yield agent, record, error.message
         if len(rows) < 20:
-            return
+            break
+        await clock.sleep(0)
+    held = view.held()
+    for begin in range(0, len(held), 20):
+        numbers = ",".join(map(str, held[begin : begin + 20]))
+        for agent, record in view.tables.all(
+            f"SELECT a.name, r.id FROM records r JOIN agents a ON a.no = r.agent WHERE r.no IN ({numbers})"  # noqa: S608
+        ):
+            try:
+                view.check_warm(agent, record)
+            except Corrupt as error:
+                yield agent, record, error.message
         await clock.sleep(0)

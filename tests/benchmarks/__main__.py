@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from controller.lab.etcd import find_etcd
-from tests.benchmarks.cpu import cpu
+from tests.benchmarks.cpu import cpu, large
 from tests.benchmarks.growth import growth
 from tests.benchmarks.latency import latency
 from tests.benchmarks.peer_stand import REQUIREMENTS, environment
@@ -29,7 +29,7 @@ from tests.benchmarks.stand import ROOT, use_lab_credentials
 from tests.benchmarks.wire import wire
 
 FIGURES: dict[str, Callable[[Run], Awaitable[dict[str, Any]]]] = {
-    "rates": rates, "wire": wire, "latency": latency, "cpu": cpu, "reading": reading, "growth": growth,
+    "rates": rates, "wire": wire, "latency": latency, "cpu": cpu, "large": large, "reading": reading, "growth": growth,
 }  # fmt: skip
 NEED_PEER = {"rates", "wire", "reading"}
 
@@ -55,7 +55,7 @@ def conditions(argv: list[str], quick: bool) -> dict[str, Any]:
     }
 
 
-async def measure(run: Run, names: list[str]) -> None:
+async def measure(run: Run, names: list[str], *, readme: bool) -> None:
     """One figure after the other. One that fails is noted, and the next goes on."""
     results = run.folder / "results.json"
     for name in names:
@@ -71,6 +71,8 @@ async def measure(run: Run, names: list[str]) -> None:
             found = {"error": repr(error)[:500]}
         run.results[name] = {**found, "seconds": time.monotonic() - began, "load_before": round(load, 2)}
         results.write_text(json.dumps(run.results, indent=1))
+        if readme:
+            write_readme(run.results)  # after each: a run that is cut off has written what it found
 
 
 def main() -> int:
@@ -88,12 +90,12 @@ def main() -> int:
     if chosen.keep and earlier.exists():
         run.results.update(json.loads(earlier.read_text()))
     run.results["conditions"] = conditions(sys.argv[1:], chosen.quick)
-    asyncio.run(measure(run, chosen.figures or list(FIGURES)))
+    asyncio.run(measure(run, chosen.figures or list(FIGURES), readme=not chosen.no_readme))
     run.results["conditions"]["minutes"] = round((time.monotonic() - run.began) / 60, 1)
     earlier.write_text(json.dumps(run.results, indent=1))
     if not chosen.no_readme:
         write_readme(run.results)
-    failed = [name for name, found in run.results.items() if "error" in found]
+    failed = [name for name, found in run.results.items() if found.get("error") or found.get("failed")]
     run.say(f"done in {run.results['conditions']['minutes']} minutes" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

@@ -9,6 +9,9 @@ from typing import Any
 from tests.benchmarks.tables import ms, table
 
 SMALL_BYTES = 2000
+THRIFTY = 0.2
+"""Seconds: a ``stream.flush_seconds`` that costs latency and saves requests."""
+PRICES = (("2 KB", 500, None), ("2 KB", 500, THRIFTY), ("80 KB", 50, None), ("80 KB", 50, THRIFTY), ("80 KB", 500, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +38,26 @@ def _rates(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def _wire(results: dict[str, Any]) -> Iterator[Row]:
-    if case := _case(results, "wire", size="80 KB", agents=50):
+    if case := _case(results, "wire", size="80 KB", agents=50, flush=None):
         mine = case["ours"]["remote_bytes"]
         for name, words, aim in (("plain", "", 60), ("gzip", ", peer with compression", 20)):
             less = case["peer"][name]["remote_bytes"] / mine
             yield Row(f"bytes between regions, 80 KB{words}", f"1/{aim} of the peer", f"1/{less:.0f}", less >= aim)
-    if case := _case(results, "wire", size="2 KB", agents=500, offered=None):
+    if case := _case(results, "wire", size="2 KB", agents=500, offered=None, flush=None):
         requests = case["ours"]["requests"]
         yield Row("AWS requests per checkpoint, 2 KB, 500 agents", "0.02", f"{requests:.4f}", requests <= 0.02)
-    for size, agents in (("2 KB", 500), ("80 KB", 50), ("80 KB", 500)):
-        if case := _case(results, "wire", size=size, agents=agents, offered=None):
+    for size, agents, flush in PRICES:
+        if case := _case(results, "wire", size=size, agents=agents, offered=None, flush=flush):
             less = case["peer"]["plain"]["million"]["total"] / case["ours"]["million"]["total"]
-            yield Row(f"price per million, {size}, {agents} agents", "1/300 of the peer", f"1/{less:.0f}", less >= 300)
+            words = f", `flush_seconds = {flush:g}`" if flush else ""
+            yield Row(f"price per million, {size}, {agents} agents{words}", "1/300 of the peer", f"1/{less:.0f}", less >= 300)
 
 
 def _latency(results: dict[str, Any]) -> Iterator[Row]:
-    for delay in (0.0, 20.0):
-        if case := _case(results, "latency", delay_ms=delay, copies=3):
+    for delay, flush in ((0.0, None), (20.0, None), (20.0, THRIFTY)):
+        if case := _case(results, "latency", delay_ms=delay, copies=3, flush=flush):
             way = f", {delay:.0f} ms between regions" if delay else ""
+            way += f", `flush_seconds = {flush:g}`" if flush else ""
             yield Row(f"in every region, p99, half load{way}", "under 500 ms", f"{ms(case['p99'])} ms", case["p99"] < 0.5)
 
 

@@ -314,6 +314,7 @@ def main() -> None:
     options.add_argument("--connections", type=int, default=16)
     options.add_argument("--records", type=int, default=6000, help="records of one run of 2 KB; a quarter for larger ones")
     options.add_argument("--large", action="store_true", help="four bodies of 64 MiB are written beside the small ones")
+    options.add_argument("--no-profile", action="store_true", help="no second run for the parts")
     options.add_argument("--json", type=Path, default=None)
     chosen = options.parse_args()
     rows = []
@@ -373,12 +374,14 @@ def _both(pipe: Connection, port: int, chosen: argparse.Namespace, size: int, ba
     count, waits, seconds = _send(port, lanes, _large(4) if chosen.large else [])
     pipe.send("stop")
     cpu, _, stall = pipe.recv()
-    lanes = _encode(agents, batch, chosen.connections, records)
-    pipe.send("profile")
-    pipe.recv()
-    _send(port, lanes)
-    pipe.send("stop")
-    _, parts, _ = pipe.recv()
+    parts: dict[str, float] = {}
+    if not chosen.no_profile:
+        lanes = _encode(agents, batch, chosen.connections, records)
+        pipe.send("profile")
+        pipe.recv()
+        _send(port, lanes)
+        pipe.send("stop")
+        _, parts, _ = pipe.recv()
     total = sum(parts.values()) or 1.0
     us = cpu / count * 1e6
     waits.sort()

@@ -11,14 +11,15 @@ from typing import Any
 
 from tests.benchmarks.measure import percentile
 from tests.benchmarks.run import Run, ours, split
-from tests.benchmarks.stand import stand
+from tests.benchmarks.stand import Stand, settings, stand
 from tests.benchmarks.states import SIZES
 
 SIZE, AGENTS = "2 KB", 500
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 FALLBACK_RATE = 1000.0
-DELAYS_MS = (0.0, 20.0)
-"""One way between regions: loopback alone, and about what lies between Ireland and Frankfurt with a margin."""
+SETTINGS = ((0.0, None), (20.0, None), (20.0, 0.2))
+"""One way between regions (loopback alone, and about what lies between Ireland and Frankfurt with a margin), and
+``stream.flush_seconds`` (None: the default)."""
 
 
 def half_load(run: Run) -> float:
@@ -30,22 +31,26 @@ def half_load(run: Run) -> float:
 
 
 async def latency(run: Run) -> dict[str, Any]:
-    rate, rows = half_load(run), []
-    for delay in DELAYS_MS[:1] if run.quick else DELAYS_MS:
-        async with stand(run.folder / "stand", delay_ms=delay or None) as one:
-            for copies in (1, 2, 3):
-                jobs = split(AGENTS, 2, mode="offer", size=SIZES[SIZE], copies=copies, rate=rate / 2, run=f"c{copies}")
-                found = await ours(one, jobs, warm=3.0, seconds=run.seconds(8.0))
-                values = found["latencies"]
-                row = {
-                    "delay_ms": delay,
-                    "copies": copies,
-                    "offered": rate,
-                    "rate": found["acknowledged_rate"],
-                    "values": len(values),
-                }
-                row |= {name: percentile(values, share) for name, share in SHARES.items()}
-                rows.append(row | {"failed": found["failed"], "cpu_share": found["cpu_share"]})
-                told = f"p50 {1e3 * row['p50']:.0f} ms, p99 {1e3 * row['p99']:.0f} ms"
-                run.say(f"{delay:.0f} ms, copies {copies}, {rate:.0f}/s: {told}")
-    return {"size": SIZE, "agents": AGENTS, "cases": rows}
+    rate = half_load(run)
+
+    async def measure(setting: tuple[float, float | None]) -> dict[str, Any]:
+        delay, flush = setting
+        document = settings(stream={"flush_seconds": flush}) if flush else None
+        async with stand(run.folder / "stand", delay_ms=delay or None, document=document) as one:
+            return {"rows": [await _copies(run, one, setting, copies, rate) for copies in (1, 2, 3)]}
+
+    found = await run.each(SETTINGS[:1] if run.quick else SETTINGS, measure)
+    cases = [row for group in found["cases"] for row in group["rows"]]
+    return {"size": SIZE, "agents": AGENTS, "cases": cases, "failed": found["failed"]}
+
+
+async def _copies(run: Run, one: Stand, setting: tuple[float, float | None], copies: int, rate: float) -> dict[str, Any]:
+    delay, flush = setting
+    jobs = split(AGENTS, 2, mode="offer", size=SIZES[SIZE], copies=copies, rate=rate / 2, run=f"c{copies}")
+    found = await ours(one, jobs, warm=2.0, seconds=run.seconds(7.0))
+    values = found["latencies"]
+    row = {"delay_ms": delay, "flush": flush, "copies": copies, "offered": rate, "rate": found["acknowledged_rate"]}
+    row |= {"values": len(values), **{name: percentile(values, share) for name, share in SHARES.items()}}
+    told = f"p50 {1e3 * row['p50']:.0f} ms, p99 {1e3 * row['p99']:.0f} ms"
+    run.say(f"{delay:.0f} ms, flush {flush or 'default'}, copies {copies}, {rate:.0f}/s: {told}")
+    return row | {"refused": found["failed"], "cpu_share": found["cpu_share"]}

@@ -23,7 +23,7 @@ import msgspec
 import uvloop
 
 from controller.agent import AsyncCheckpoints
-from controller.agent.memory import CHAIN
+from controller.agent.memory import chain_limit
 from controller.domain.model import Frame, Kind
 from controller.stream.delta import frame
 from controller.stream.segment import encode_frames
@@ -103,6 +103,7 @@ class Agents:
         would encode it, so many agents (``batch``) in a request. ``skip``: first steps that are in the stream already."""
         talks = [iter(Conversation(name, self.size)) for name in self.names]
         previous: list[tuple[str, bytes] | None] = [None] * len(talks)
+        chain = chain_limit(self.size)
         width, skip = int(self.job.get("batch", len(talks))), int(self.job.get("skip", 0))
         made = []
         for step in range(int(self.job["steps"])):
@@ -110,7 +111,7 @@ class Agents:
                 frames: list[Frame] = []
                 for who in range(low, min(low + width, len(talks))):
                     body, record = PACK.encode(next(talks[who])), f"{self.job.get('run', 'r')}-{step}"
-                    base = previous[who] if step % (CHAIN + 1) else None
+                    base = previous[who] if step % (chain + 1) else None
                     previous[who] = (record, body)
                     if step >= skip:
                         one = frame(self.names[who], record, Kind.CHECKPOINT, body, previous=base, created_at=time.time())

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from controller.agent import AsyncCheckpoints
-from controller.agent.memory import CHAIN
+from controller.agent.memory import chain_limit
 from controller.stream.limits import MAX_CHAIN
 from tests.benchmarks.measure import percentile
 from tests.benchmarks.peer_stand import peer_stand
@@ -22,26 +22,26 @@ from tests.benchmarks.states import SIZES
 
 CASES = ("2 KB", "80 KB", "720 KB")
 AGENTS = 20
-STEPS = CHAIN + 8
+MORE_STEPS = 8
+"""After the last of a chain, so that it is no longer warm."""
 READS = 200
-COLD_STEPS = (0, CHAIN // 2, CHAIN)
-"""A whole one, one in the middle of its chain, and the last of its chain."""
 
 
 async def reading(run: Run) -> dict[str, Any]:
-    rows = []
-    for size in CASES[:1] if run.quick else CASES:
-        rows.append(await _case(run, size))
-        row = rows[-1]
+    async def measure(size: str) -> dict[str, Any]:
+        row = await _case(run, size)
         cold = ", ".join(f"{1e3 * one['p50']:.0f} ms in {one['gets']:.1f} GETs" for one in row["cold"])
         warm, standby, peer = (1e3 * row[name]["p50"] for name in ("warm", "standby", "peer"))
         run.say(f"{size}: from the holder {warm:.1f} ms, a standby {standby:.1f} ms, S3 {cold}; peer {peer:.1f} ms")
-    return {"cases": rows, "max_gets": MAX_CHAIN + 1, "chain": CHAIN}
+        return row
+
+    return {**await run.each(CASES[:1] if run.quick else CASES, measure), "max_gets": MAX_CHAIN + 1}
 
 
 async def _case(run: Run, size: str) -> dict[str, Any]:
+    chain = chain_limit(SIZES[size])
     async with stand(run.folder / "stand", standbys=True, counted=True) as full:
-        async with full.load(split(AGENTS, 1, mode="put", size=SIZES[size], steps=STEPS, run="r")) as loaders:
+        async with full.load(split(AGENTS, 1, mode="put", size=SIZES[size], steps=chain + MORE_STEPS, run="r")) as loaders:
             loaders[0].tell("go")
             await loaders[0].answer()
             final = await loaders[0].ask("stop")
@@ -54,7 +54,7 @@ async def _case(run: Run, size: str) -> dict[str, Any]:
             "size": size,
             "warm": await _latest(full.endpoints, names, fresh=True),
             "standby": await _latest(standby, names, fresh=False),
-            "cold": [await _cold(full, names, step) for step in COLD_STEPS],
+            "cold": [await _cold(full, names, step) for step in (0, chain // 2, chain)],
             "peer": await _peer(run, size),
         }
 
@@ -86,7 +86,7 @@ async def _cold(full: Stand, names: list[str], step: int) -> dict[str, Any]:
             assert msgspec.msgpack.decode(body)["v"] == 4
     return {
         "step": step,
-        "deltas": step % (CHAIN + 1),
+        "deltas": step,
         **_summary(values),
         "gets": (count.requests["s3 GET"] - before) / len(names),
     }

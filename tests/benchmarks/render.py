@@ -7,6 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from controller.agent.memory import CHAIN, LONG_CHAIN_BYTES
+from controller.stream.limits import MAX_CHAIN
+from controller.stream.reader import CHAIN_CONCURRENCY
 from tests.benchmarks.aims import section
 from tests.benchmarks.tables import ms, number, spread, table
 
@@ -35,7 +38,8 @@ def render(results: dict[str, Any]) -> str:
         if "error" in found:
             parts.append(f"### {name}\n\nNot measured: `{found['error']}`\n")
         else:
-            parts.append(write(found))
+            lacks = "; ".join(found.get("failed", ()))
+            parts.append(write(found) + (f"\n**Not measured**: `{lacks}`\n" if lacks else ""))
     return "\n".join(parts)
 
 
@@ -132,6 +136,7 @@ def _wire(found: dict[str, Any]) -> str:
         mine, plain, gzip = case["ours"], case["peer"]["plain"], case["peer"]["gzip"]
         rows.append((
             f"{case['size']}, {case['agents']} agents" + (f", {case['offered']:.0f}/s" if case["offered"] else ""),
+            number(case["flush"], 2) if case["flush"] else "default", number(mine["records_per_segment"]),
             number(mine["remote_bytes"]), f"1/{plain['remote_bytes'] / mine['remote_bytes']:.0f}",
             f"1/{gzip['remote_bytes'] / mine['remote_bytes']:.0f}", number(mine["requests"], 4), number(plain["requests"], 1),
             f"${number(mine['million']['total'], 3)}", f"${number(plain['million']['total'], 2)}",
@@ -139,7 +144,8 @@ def _wire(found: dict[str, Any]) -> str:
             f"1/{plain['million']['total'] / mine['million']['total']:.0f}",
         ))  # fmt: skip
     head = (
-        "states", "bytes to a region", "of the peer", "of the peer, gzip", "requests", "peer", "$ per million",
+        "states", "flush, s", "records per segment",
+        "bytes to a region", "of the peer", "of the peer, gzip", "requests", "peer", "$ per million",
         "peer", "peer, gzip",
         "of the peer",
     )  # fmt: skip
@@ -151,8 +157,9 @@ def _wire(found: dict[str, Any]) -> str:
         for name, one in (("ours", case["ours"]), ("peer", case["peer"]["plain"]))
     )
     return text + (
-        f"\nPer checkpoint, in two regions; `{found['steps']}` steps of each agent (fewer for large ones), whole "
-        "states included. "
+        "\nPer checkpoint, in two regions; each agent takes as many steps as a whole chain of deltas has "
+        f"({', '.join(sorted({case['size'] + ': ' + str(case['steps']) for case in found['cases']}))}), the whole state "
+        "that begins it included. *Flush*: `stream.flush_seconds`; its default is 0.02. "
         "Bytes are what passed a counting proxy to one further region, answers and headers included. Prices: `prices.py` "
         f"(what is written is kept for a month). First line by kind: {parts}. A rate in the first column: offered "
         "by all agents "
@@ -163,11 +170,12 @@ def _wire(found: dict[str, Any]) -> str:
 def _latency(found: dict[str, Any]) -> str:
     words = {1: "acknowledged, 1 copy", 2: "acknowledged, 2 copies", 3: "in every region (3 copies)"}
     rows = [
-        (words[case["copies"]], f"{case['delay_ms']:.0f} ms", number(case["offered"]), number(case["rate"]),
+        (words[case["copies"]], f"{case['delay_ms']:.0f} ms", f"{case['flush']:g} s" if case["flush"] else "default",
+         number(case["offered"]), number(case["rate"]),
          *(ms(case[name]) for name in ("p50", "p90", "p99", "p999")), number(case["values"]))
         for case in found["cases"]
     ]  # fmt: skip
-    head = ("until", "one way to another region", "offered/s", "done/s", "p50, ms", "p90", "p99", "p99.9", "records")
+    head = ("until", "one way to another region", "flush", "offered/s", "done/s", "p50, ms", "p90", "p99", "p99.9", "records")
     return "### Latency at half load\n\n" + table(head, rows) + (
         f"\n{found['size']}, {found['agents']} agents, random arrivals that do not wait for answers; counted from "
         "the arrival, the "
@@ -189,6 +197,21 @@ def _cpu(found: dict[str, Any]) -> str:
     ]
     return "### CPU of the holder per checkpoint, by part (µs)\n\n" + table(("records", "all", *names), rows) + (
         "\n`cpu_by_part.py`: one controller behind real HTTP, three stores, frames made beforehand, 16 connections.\n"
+    )  # fmt: skip
+
+
+def _large(found: dict[str, Any]) -> str:
+    rows = [
+        (
+            "beside bodies of 64 MiB" if row["large"] else "alone", number(row["rate"]), number(row["p50_ms"]),
+            number(row["p99_ms"]), number(row["stall_ms"]),
+        )
+        for row in found["cases"]
+    ]  # fmt: skip
+    head = ("small checkpoints", "a second", "p50, ms", "p99, ms", "event loop away for at most, ms")
+    return "### Small checkpoints while large bodies are sent\n\n" + table(head, rows) + (
+        "\n2 KB, one a request, 16 connections; beside them four incompressible bodies of 64 MiB, one after the other, from "
+        "the same process. *Event loop away*: of the holder, which also renews the lease from it.\n"
     )  # fmt: skip
 
 
@@ -245,10 +268,11 @@ def _reading(found: dict[str, Any]) -> str:
     return "### Reading one agent's state\n\n" + table(("state", "read", "p50, ms", "p99, ms", "S3 GETs"), rows) + (
         f"\nThrough the client over HTTP, the hash checked. A read from S3 takes no more than {found['max_gets']} "
         "GETs (bound of the "
-        f"stream); clients send a whole state after at most {found['chain']} deltas.\n"
+        f"stream), {CHAIN_CONCURRENCY} at a time; clients send a whole state after at most {CHAIN} deltas, from "
+        f"{LONG_CHAIN_BYTES // 1024} KB on after {MAX_CHAIN}.\n"
     )  # fmt: skip
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "rates": _rates, "wire": _wire, "latency": _latency, "cpu": _cpu, "growth": _growth, "reading": _reading,
+    "rates": _rates, "wire": _wire, "latency": _latency, "cpu": _cpu, "large": _large, "growth": _growth, "reading": _reading,
 }  # fmt: skip

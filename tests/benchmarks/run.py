@@ -6,12 +6,16 @@ import asyncio
 import itertools
 import sys
 import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.benchmarks.peer_stand import PeerStand
 from tests.benchmarks.stand import Loader, Stand
+
+C = TypeVar("C")
 
 
 @dataclass(slots=True)
@@ -27,6 +31,20 @@ class Run:
     def say(self, text: str) -> None:
         sys.stderr.write(f"[{time.monotonic() - self.began:6.1f} s] {text}\n")
         sys.stderr.flush()
+
+    async def each(self, cases: Iterable[C], measure: Callable[[C], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """``cases``: what each gave; ``failed``: what became of the others. Raises RuntimeError when none gave anything."""
+        found, failed = list[dict[str, Any]](), list[str]()
+        for case in cases:
+            try:
+                found.append(await measure(case))
+            except Exception as error:  # noqa: BLE001 - one case that fails must not cost the others
+                traceback.print_exc()
+                failed.append(f"{case}: {error!r}"[:300])
+                self.say(f"failed: {failed[-1]}")
+        if not found:
+            raise RuntimeError("; ".join(failed))
+        return {"cases": found, "failed": failed}
 
     def rounds(self, full: int) -> int:
         return 1 if self.quick else full

@@ -1,60 +1,84 @@
 """Bytes to another region, AWS requests, the price of a million checkpoints: ours beside the peer, without and with its gzip.
 
-Equal states on both sides: so many steps of each agent, from its first (whole) state on. Three chains of deltas, so
-the whole states that bound the chains have their share. Everything between a writer and a store passes a counting proxy.
+Equal states on both sides: so many steps of each agent, from its first (whole) state on: whole chains of deltas, so that the
+whole states that bound them have their share. Everything between a writer and a store passes a counting proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import boto3
 
-from controller.agent.memory import CHAIN
+from controller.agent.memory import chain_limit
 from tests.benchmarks.peer_stand import REGIONS, PeerStand, peer_stand
 from tests.benchmarks.prices import Use
 from tests.benchmarks.proxy import DYNAMODB_UNIT_BYTES, Proxy, item_bytes
 from tests.benchmarks.run import Run, split
-from tests.benchmarks.stand import Stand, stand
+from tests.benchmarks.stand import Stand, settings, stand
 from tests.benchmarks.states import SIZES
 
-CHAINS = 3
-STEPS = CHAINS * (CHAIN + 1)
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``offered``: records a second of all agents together, None: as fast as they can. ``flush``: ``stream.flush_seconds``,
+    None: the default. ``chains``: steps of each agent, in whole chains of deltas."""
+
+    size: str
+    agents: int
+    offered: float | None = None
+    flush: float | None = None
+    chains: int = 1
+
+    def __str__(self) -> str:
+        rate = f", {self.offered:.0f}/s" if self.offered else ""
+        return f"{self.size}, {self.agents} agents{rate}" + (f", flush {self.flush:g} s" if self.flush else "")
+
+    @property
+    def steps(self) -> int:
+        return self.chains * (chain_limit(SIZES[self.size]) + 1)
+
+
+THRIFTY = 0.2
 CASES = (
-    ("2 KB", 500, None), ("2 KB", 50, None), ("2 KB", 500, 100.0), ("6 KB", 500, None), ("80 KB", 50, None),
-    ("80 KB", 500, None), ("720 KB", 20, None),
+    Case("2 KB", 500, chains=2), Case("2 KB", 500, flush=THRIFTY), Case("2 KB", 50), Case("2 KB", 500, 100.0),
+    Case("2 KB", 500, 100.0, THRIFTY), Case("80 KB", 50), Case("80 KB", 50, flush=THRIFTY), Case("80 KB", 500),
+    Case("720 KB", 20), Case("2 MB", 8),
 )  # fmt: skip
-"""Size, agents, and the rate that they offer together (None: as fast as they can)."""
-QUICK_CASES = (("2 KB", 500, None), ("80 KB", 50, None))
+QUICK_CASES = (Case("2 KB", 500), Case("80 KB", 50))
 RATED_SECONDS = 12.0
 PEER_AGENTS = 4
 
 
 async def wire(run: Run) -> dict[str, Any]:
-    rows, peers = [], dict[str, Any]()
-    for size, agents, rate in QUICK_CASES if run.quick else CASES:
-        if size not in peers:
-            peers[size] = {name: await _peer(run, size, zipped) for name, zipped in (("plain", False), ("gzip", True))}
-        found = await _ours(run, size, agents, rate)
-        rows.append({"size": size, "agents": agents, "offered": rate, "ours": found, "peer": peers[size]})
-        plain, gzip = peers[size]["plain"], peers[size]["gzip"]
+    peers = dict[str, Any]()
+
+    async def measure(case: Case) -> dict[str, Any]:
+        if case.size not in peers:
+            both = {kind: await _peer(run, case, zipped) for kind, zipped in (("plain", False), ("gzip", True))}
+            peers[case.size] = both
+        peer = peers[case.size]
+        found = await _ours(run, case)
         run.say(
-            f"{size}, {agents} agents{f' at {rate:.0f}/s' if rate else ''}: {found['remote_bytes']:.0f} bytes to a region "
-            f"(peer {plain['remote_bytes']:.0f}, gzip {gzip['remote_bytes']:.0f}), {found['requests']:.4f} requests "
-            f"(peer {plain['requests']:.1f}), ${found['million']['total']:.3f} a million (peer "
-            f"${plain['million']['total']:.2f})"
+            f"{case}: {found['remote_bytes']:.0f} bytes to a region (peer {peer['plain']['remote_bytes']:.0f}, gzip "
+            f"{peer['gzip']['remote_bytes']:.0f}), {found['requests']:.4f} requests (peer {peer['plain']['requests']:.1f}), "
+            f"${found['million']['total']:.3f} a million (peer ${peer['plain']['million']['total']:.2f})"
         )
-    return {"cases": rows, "steps": STEPS}
+        return {**asdict(case), "steps": case.steps, "ours": found, "peer": peer}
+
+    return await run.each(QUICK_CASES if run.quick else CASES, measure)
 
 
-async def _ours(run: Run, size: str, agents: int, rate: float | None) -> dict[str, Any]:
-    steps = CHAIN + 1 if run.quick or (agents >= 500 and size != "2 KB") else STEPS
-    async with stand(run.folder / "stand", counted=True) as counted:
+async def _ours(run: Run, case: Case) -> dict[str, Any]:
+    size, agents, rate = case.size, case.agents, case.offered
+    document = settings(stream={"flush_seconds": case.flush}) if case.flush else None
+    async with stand(run.folder / "stand", counted=True, document=document) as counted:
         before, records = _snapshot(counted), (await counted.records())[counted.topology.home]
         if rate is None:
-            jobs = split(agents, 2, mode="put", size=SIZES[size], steps=steps)
+            jobs = split(agents, 2, mode="put", size=SIZES[size], steps=case.steps)
         else:
             jobs = split(agents, 2, mode="offer", size=SIZES[size], rate=rate / 2)
         async with counted.load(jobs) as loaders:
@@ -77,10 +101,10 @@ async def _ours(run: Run, size: str, agents: int, rate: float | None) -> dict[st
     }  # fmt: skip
 
 
-async def _peer(run: Run, size: str, compression: bool) -> dict[str, Any]:
+async def _peer(run: Run, case: Case, compression: bool) -> dict[str, Any]:
     assert run.peer_python is not None
     with peer_stand(run.peer_python) as peer:
-        return await _peer_counted(peer, size, CHAIN + 1 if run.quick or SIZES[size] > 500_000 else STEPS, compression)
+        return await _peer_counted(peer, case.size, case.steps, compression)
 
 
 async def _peer_counted(peer: PeerStand, size: str, steps: int, compression: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from controller.agent.spool import DROPPED_KEPT, OVERHEAD, Letter
 from controller.domain.model import Ack
 from controller.errors import Conflict, Misconfigured, OutcomeUnknown, Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
+from controller.stream.limits import MAX_CHAIN
 from tests.support.agent_wire import STATE, A, B, WireController, World, hang
 
 
@@ -184,7 +185,7 @@ def test_a_growing_conversation_of_80_kb_costs_a_sixtieth_of_its_size() -> None:
         puts = 0
         total = 0
         async with world.client() as client:
-            for n in range(4 * (CHAIN + 1)):
+            for n in range(2 * (MAX_CHAIN + 1)):
                 state += turn()
                 await client.put("agent", f"{n:04d}", state)
                 puts += 1
@@ -192,9 +193,9 @@ def test_a_growing_conversation_of_80_kb_costs_a_sixtieth_of_its_size() -> None:
         whole, deltas = [], []
         for _, record_id, kind in world.store.encodings:
             (deltas if kind == "delta" else whole).append(record_id)
-        assert len(whole) == 4
-        assert total / world.a.received_bytes > 60  # whole bodies, one in thirty-three, included
-        assert len(deltas) == puts - 4
+        assert len(whole) == 2
+        assert total / world.a.received_bytes > 60  # whole bodies, one in sixty-five, included
+        assert len(deltas) == puts - 2
 
     run_virtual(story())
 

@@ -14,7 +14,7 @@ from controller.stream import proving
 from controller.stream.follower import Follower
 from controller.stream.proving import INLINE_BYTES, prove
 from controller.stream.segment import frame
-from controller.stream.tables import WARM_MAX_BYTES, unpack
+from controller.stream.tables import WARM_MAX_BYTES
 from controller.stream.view import View
 from tests.support.segments import GROUP, History
 
@@ -29,7 +29,7 @@ async def test_small_bodies_stay_on_the_loop() -> None:
     assert await prove([frame("a", "r1", "checkpoint", b"x" * 1000)], no_base) == {}
 
 
-async def test_a_chain_within_one_call_is_proven_and_packed_as_the_view_keeps_it() -> None:
+async def test_a_chain_within_one_call_is_proven() -> None:
     second, third = BODY + b"more", BODY + b"more and more"
     frames = [
         frame("a", "r1", "checkpoint", BODY),
@@ -40,9 +40,6 @@ async def test_a_chain_within_one_call_is_proven_and_packed_as_the_view_keeps_it
     assert [one.base for one in frames] == [None, "r1", None, "r2"]
     found = await prove(frames, no_base)
     assert [found[number].body for number in range(4)] == [BODY, second, b"of another agent", third]
-    for one in found.values():
-        assert one.packed is not None
-        assert unpack(*one.packed, len(one.body)) == one.body
 
 
 async def test_what_does_not_verify_or_lacks_its_base_is_left_out() -> None:
@@ -53,11 +50,6 @@ async def test_what_does_not_verify_or_lacks_its_base_is_left_out() -> None:
     assert list(await prove([torn, orphan, on_torn, good], no_base)) == [3]
     assert (await prove([orphan], lambda _: BODY))[0].body == BODY + b"x"
     assert await prove([orphan], lambda _: b"another base, long enough") == {}
-
-
-async def test_a_body_that_is_too_large_to_be_warm_is_not_packed() -> None:
-    large = b"y" * (WARM_MAX_BYTES + 1)
-    assert (await prove([frame("a", "r1", "checkpoint", large)], no_base))[0].packed is None
 
 
 async def test_a_standby_indexes_large_segments_as_it_does_small_ones() -> None:

@@ -17,6 +17,7 @@ from controller.errors import Conflict, DrError, NotFound, Unavailable
 from controller.stream.segment import Segment, encode_segment, frame_offsets
 from controller.stream.verify import Walk
 from controller.stream.view import View
+from controller.stream.warmth import SETTLED_ROUNDS
 from tests.support.damage import HOME, REGIONS, Copies, head_of, only, whole
 from tests.support.segments import GROUP, History
 
@@ -330,6 +331,8 @@ async def test_a_view_that_says_something_else_than_the_store_is_found(tmp_path:
     ]
     for number, change in enumerate(changes):
         copies = Copies(history(), tmp_path / str(number))
+        for _ in range(SETTLED_ROUNDS):
+            copies.view.settle()  # newest bodies lie in the file
         assert copies.view.tables.run(change) >= 1
         found = await copies.verify()
         assert {one.what for one in found.problems} == {"view"}, change
