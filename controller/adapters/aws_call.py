@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import stamina
@@ -23,6 +23,43 @@ ATTEMPT_SHARE = 0.6
 """Share of the time left that one attempt may use; the rest belongs to the read-back and the next attempt."""
 
 T = TypeVar("T")
+
+
+class _Attempts(AbstractContextManager[object]):
+    """The first attempt by itself: nearly always it is the only one, and stamina's preparations cost more than the rest of the
+    call. When it fails, the others are stamina's, which is given the failure to wait after, as its own first one."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._failure: Unavailable | None = None
+        self._begun = False
+        self._others: AsyncIterator[stamina.Attempt] | None = None
+
+    def __aiter__(self) -> AsyncIterator[AbstractContextManager[object]]:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        self._failure = error if isinstance(error, Unavailable) else None
+        return self._failure is not None
+
+    async def __anext__(self) -> AbstractContextManager[object]:
+        if not self._begun:
+            self._begun = True
+            return self
+        if self._failure is None:
+            raise StopAsyncIteration
+        if self._others is None:
+            self._others = stamina.retry_context(
+                on=Unavailable,
+                attempts=ATTEMPTS,
+                timeout=self._call.remaining(),
+                wait_initial=0.03,
+                wait_max=0.4,
+                wait_jitter=0.05,
+            ).__aiter__()
+            with await anext(self._others):
+                raise self._failure
+        return await anext(self._others)
 
 
 class Call:
@@ -42,11 +79,9 @@ class Call:
     def extend(self, seconds: float) -> None:
         self._deadline += seconds
 
-    def retries(self) -> AsyncIterator[stamina.Attempt]:
+    def retries(self) -> AsyncIterator[AbstractContextManager[object]]:
         """Attempts on Unavailable and its kin, jittered, as long as the deadline has room."""
-        return stamina.retry_context(
-            on=Unavailable, attempts=ATTEMPTS, timeout=self.remaining(), wait_initial=0.03, wait_max=0.4, wait_jitter=0.05
-        ).__aiter__()
+        return _Attempts(self)
 
     async def attempt(self, sent: Awaitable[T], *, share: float = ATTEMPT_SHARE, mutates: bool = False) -> T:
         """Awaits one request. Raises our errors, or the ClientError itself when a condition did not hold."""

@@ -84,6 +84,8 @@ class Delivery:
         by_agent: dict[str, list[int]] = {}
         for number, letter in enumerate(letters):
             by_agent.setdefault(letter.agent, []).append(number)
+        if len(by_agent) == 1:
+            return await self._put(letters, deadline)
         results: dict[int, Result] = {}
 
         async def one(numbers: Sequence[int]) -> None:

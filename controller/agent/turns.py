@@ -22,8 +22,11 @@ class Turns:
         users.append(None)
         try:
             try:
-                async with asyncio.timeout_at(deadline):
-                    await lock.acquire()
+                if len(users) > 1:
+                    async with asyncio.timeout_at(deadline):
+                        await lock.acquire()
+                else:
+                    await lock.acquire()  # nobody else wants it: at once
             except TimeoutError:
                 raise Unavailable(
                     f"an earlier record of agent {agent!a} is still being sent", hint="await one put before the next"

@@ -4,6 +4,7 @@
 - ``delta``     bodies to frames and back: raw, zstd, zstd against the previous body
 - ``segment``   frames to bytes and back: segment objects and ingest batches (``FORMAT.md`` is the byte-exact page)
 - ``view``      the local SQLite index of one region's copy, with the latest bodies warm and proven
+- ``warmth``    the newest bodies in memory, in front of the view's file
 - ``reader``    bodies that are not warm, fetched from the store along their delta chain
 - ``snapshot``  the view's rows as one object, so that a cold start reads that and a short tail
 - ``keeping``   what retention asks the view; ``live`` which records an agent's newest state stands on
