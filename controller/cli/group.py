@@ -103,12 +103,13 @@ def recover(
 def _with_outside(config: Path | None, act: Callable[..., Awaitable[T]]) -> T:
     """Opens the adapters of a settings file, acts, closes them."""
     from controller.adapters.clock import SystemClock
-    from controller.runtime.wiring import build_ports, outside_of
+    from controller.runtime.wiring import build_ports, check_aws_account, outside_of
     from controller.settings import load_settings
 
     async def run() -> T:
         settings = load_settings(config)
         async with contextlib.AsyncExitStack() as stack:
+            await check_aws_account(settings, SystemClock(), seconds=0.0)
             ports = await build_ports(settings, SystemClock(), stack)
             return await act(outside_of(settings, ports))
 

@@ -25,7 +25,7 @@ from controller.runtime.api import create_app
 from controller.runtime.controller import Controller
 from controller.runtime.http_head import BoundedHttp
 from controller.runtime.logs import configure_logging
-from controller.runtime.wiring import build_ports
+from controller.runtime.wiring import build_ports, check_aws_account
 from controller.settings import Settings
 
 START_SECONDS = 60.0
@@ -81,6 +81,7 @@ async def _status(coordinator: Coordinator, *, last: bool) -> CoordinatorStatus 
 async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger) -> None:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
+        await check_aws_account(settings, clock, seconds=START_SECONDS)
         ports = await build_ports(settings, clock, stack)
         warning = await check_coordinator(ports.coordinator, clock, production=settings.environment == "production")
         if warning:

@@ -7,6 +7,7 @@ import secrets
 import time
 from ipaddress import ip_network
 
+from controller.adapters.aws_account import check_account
 from controller.adapters.dns import DnsResolver
 from controller.adapters.etcd import EtcdCoordinator
 from controller.adapters.identity import SshIdentity
@@ -18,12 +19,15 @@ from controller.adapters.route53 import Route53Traffic
 from controller.adapters.sealed_store import SealedStore, Sealer
 from controller.domain.approval import NAMESPACE
 from controller.domain.sharing import stream_names
+from controller.errors import Unavailable
 from controller.ports import Clock, KeyService, Pager, RegionStore
 from controller.runtime.active import Ports
 from controller.runtime.documents import Keys
 from controller.runtime.evidence import Outside
 from controller.runtime.peers import HttpPeers
 from controller.settings import Settings
+
+ACCOUNT_RETRY_SECONDS = 1.0
 
 
 async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> Ports:
@@ -113,6 +117,31 @@ async def _keyring(settings: Settings, clock: Clock, stack: contextlib.AsyncExit
     )
     stack.push_async_callback(keyring.close)
     return keyring
+
+
+async def check_aws_account(settings: Settings, clock: Clock, *, seconds: float) -> None:
+    """Where ``aws.account_id`` is set: waits up to ``seconds`` for STS to say that the credentials belong to it.
+
+    Raises Misconfigured for another account; Unavailable when STS did not answer: nobody acts on credentials that nobody knows.
+    """
+    aws = settings.aws
+    if aws.account_id is None:
+        return
+    deadline = clock.monotonic() + seconds
+    while True:
+        try:
+            await check_account(
+                aws.account_id,
+                aws_region=settings.regions[settings.region].aws_region,
+                endpoint=aws.sts_endpoint,
+                call_timeout_seconds=aws.call_timeout_seconds,
+            )
+        except Unavailable:
+            if clock.monotonic() >= deadline:
+                raise
+            await clock.sleep(ACCOUNT_RETRY_SECONDS)
+        else:
+            return
 
 
 def _pager(settings: Settings) -> Pager:

@@ -214,6 +214,12 @@ class AwsSettings(Section):
     call_timeout_seconds: Seconds = Field(2.0, description="deadline of each call", json_schema_extra=LOCAL)
     connect_timeout_seconds: Seconds = Field(1.0, description="deadline of each connection", json_schema_extra=LOCAL)
     max_pool_connections: Count = Field(64, le=10_000, description="connections per client", json_schema_extra=LOCAL)
+    account_id: values.AccountId | None = Field(
+        None, description="account that the credentials must belong to; asked of STS before anything is done with them"
+    )
+    sts_endpoint: values.Url | None = Field(
+        None, description="other endpoint than AWS's own in this region", json_schema_extra=LOCAL
+    )
 
 
 class EncryptionSettings(Section):

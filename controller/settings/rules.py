@@ -211,6 +211,8 @@ def _aws_urls(settings: Settings) -> Iterator[tuple[str, str]]:
                 yield f"regions.{name}.{field}", url
     if settings.traffic.endpoint is not None:
         yield "traffic.endpoint", settings.traffic.endpoint
+    if settings.aws.sts_endpoint is not None:
+        yield "aws.sts_endpoint", settings.aws.sts_endpoint
 
 
 def _lab_rules(settings: Settings) -> Iterator[Problem]:

@@ -136,6 +136,14 @@ def _bucket(value: str) -> str:
     return value
 
 
+def _account_id(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise broken("must be text", f'write "{value:012d}": an account may begin with 0')
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9]{12}", value):
+        raise broken("must be an AWS account's number: twelve digits, without hyphens")
+    return value
+
+
 def _table(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{3,255}", value):
         raise broken("must be 3 to 255 letters, digits, '_', '.' and '-'", "DynamoDB's rule for table names")
@@ -191,6 +199,7 @@ InstanceName = Annotated[str, AfterValidator(_instance)]
 AwsRegionName = Annotated[str, AfterValidator(_aws_region)]
 KmsKey = Annotated[str, AfterValidator(_kms_key)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
+AccountId = Annotated[str, BeforeValidator(_account_id)]
 Table = Annotated[str, AfterValidator(_table)]
 EtcdPrefix = Annotated[str, AfterValidator(_etcd_prefix)]
 ObjectPrefix = Annotated[str, AfterValidator(_object_prefix)]

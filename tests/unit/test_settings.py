@@ -224,6 +224,9 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("api/host", "10.0.0.1", "api.host = '10.0.0.1'", "127.0.0.0/8"),
     ("api/port", 65536, "api.port = 65536", "65535"),
     ("aws/connect_timeout_seconds", 3, "aws.connect_timeout_seconds = 3", "aws.call_timeout_seconds (2)"),
+    ("aws/account_id", "1234-5678-9012", "aws.account_id = '1234-5678-9012'", "twelve digits"),
+    ("aws/account_id", 12345678901, "aws.account_id = 12345678901", 'write "012345678901"'),
+    ("aws/sts_endpoint", "http://10.0.0.1", "aws.sts_endpoint =", "127.0.0.0/8"),
     ("aws/max_pool_connections", 0, "aws.max_pool_connections = 0", "greater than or equal to 1"),
     # unknown and missing
     ("etcd/tll_seconds", 5, "etcd.tll_seconds = (set)", "did you mean 'ttl_seconds'?"),
@@ -442,6 +445,7 @@ def test_the_production_example_names_every_setting_or_shows_it_in_a_comment() -
         ("etcd/cert_file", ..., "etcd.cert_file = (missing)", "belong together"),
         ("regions/eu-west-1/s3_endpoint", "http://10.0.0.1:9000", "regions.eu-west-1.s3_endpoint", "must be https"),
         ("traffic/endpoint", "http://127.0.0.30:4570", "traffic.endpoint", "must be https"),
+        ("aws/sts_endpoint", "http://127.0.0.30:4570", "aws.sts_endpoint", "must be https"),
         ("regions/eu-west-1/aws_region", "us-east-1", "regions.us-east-1.aws_region", "would fail together"),
         ("regions/eu-west-1/addresses", ["127.0.0.1"], "regions.eu-west-1.addresses", "clients can reach"),
         ("promotion/approvals_required", 1, "promotion.approvals_required = 1", "at least 2 in production"),
