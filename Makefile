@@ -21,7 +21,7 @@ SHELL       := bash
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
 
-.PHONY: help setup demo test test-fast simulate faults soak fuzz model bench lint lock clean
+.PHONY: help setup audit demo test test-fast simulate faults soak fuzz model bench lint lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -46,12 +46,15 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup ## three regions on this machine, a disaster, a promotion (AGENTS=N, ARGS="…")
 	$(BIN)/drctl lab demo $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
 
+audit: setup ## known vulnerabilities of what is locked; says NOT AUDITED where no source of advisories can be reached
+	@$(BIN)/python -m tests.audit
+
 lint: setup ## ruff, mypy and the layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## everything that a change has to pass (PYTEST_ARGS="…")
+test: lint audit ## everything that a change has to pass (PYTEST_ARGS="…")
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 test-fast: setup ## the tests that need neither servers nor time
