@@ -27,13 +27,13 @@ async def check_account(
     Raises Misconfigured for another account and for credentials that are refused, Unavailable while STS does not answer: then
     nobody knows, and nothing may be done.
     """
-    call = Call("GetCallerIdentity", call_timeout_seconds)
     config = AioConfig(
         connect_timeout=call_timeout_seconds, read_timeout=call_timeout_seconds, retries={"total_max_attempts": 1}
     )
     async with (session or aioboto3.Session()).client(
         "sts", region_name=aws_region, endpoint_url=endpoint, config=config
     ) as client:
+        call = Call("GetCallerIdentity", call_timeout_seconds)  # its time begins once the client has been made
         answer: dict[str, object] = {}
         async for attempt in call.retries():
             with attempt:
