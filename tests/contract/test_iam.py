@@ -29,7 +29,7 @@ pytestmark = pytest.mark.aws
 ADAPTERS = Path(__file__).resolve().parents[2] / "controller" / "adapters"
 S = "s0"
 NAME = "agents.iam.example."
-READING = {"s3:GetObject", "s3:ListBucket", "dynamodb:GetItem"}
+READING = {"s3:GetObject", "s3:ListBucket", "dynamodb:GetItem", "dynamodb:Query"}
 CLIENTS = ("_s3", "s3", "_dynamodb", "_wire", "wire", "_client")
 """Names under which adapters keep what speaks to AWS."""
 NOT_CALLS = {"close", "generate_presigned_url", "meta"}
@@ -76,6 +76,9 @@ async def everything_of_a_store(store: AwsRegionStore, large: bytes) -> None:
     await store.delete_snapshots(fence, [SnapshotRef(S, 2, 1)])
     entry = CatalogueEntry("agent", "checkpoint", "r1", "ab" * 32, 7, "raw", 1.0, (FramePlace(1, 1, 0, 100, 50),))
     await store.put_catalogue(fence, [entry])
+    (listed,) = await store.list_catalogue(S, "", 10)
+    await store.mend_catalogue(fence, listed, replace(entry, id="r2"))
+    await store.mend_catalogue(fence, await store.inspect_catalogue(S, "agent"), None)
     await store.mend_object(SegmentRef(S, 9, 1), await store.inspect_object(SegmentRef(S, 9, 1)), b"it was lost")
     await store.mend_object(SegmentRef(S, 9, 1), await store.inspect_object(SegmentRef(S, 9, 1)), b"it was damaged")
     found = await store.inspect_head(S)

@@ -38,6 +38,8 @@ ACTION_OF = {
     "GetItem": "dynamodb:GetItem",
     "PutItem": "dynamodb:PutItem",
     "UpdateItem": "dynamodb:UpdateItem",
+    "DeleteItem": "dynamodb:DeleteItem",
+    "Query": "dynamodb:Query",
     "BatchWriteItem": "dynamodb:BatchWriteItem",
     "ListResourceRecordSets": "route53:ListResourceRecordSets",
     "ChangeResourceRecordSets": "route53:ChangeResourceRecordSets",
@@ -98,12 +100,18 @@ def _dynamodb(operation: str, document: Mapping[str, Any], aws_region: str) -> C
             for request in requests
         ]
     else:
-        tables, keys = [document["TableName"]], [document.get("Key") or document["Item"]]
+        tables, keys = [document["TableName"]], [document.get("Key") or document.get("Item") or _queried(document)]
     return Call(
         operation,
         tuple(f"arn:aws:dynamodb:{aws_region}:{ACCOUNT}:table/{table}" for table in tables),
         {"dynamodb:LeadingKeys": tuple(key["pk"]["S"] for key in keys)},
     )
+
+
+def _queried(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The partition that a query reads."""
+    assert "#pk = :pk" in document["KeyConditionExpression"]
+    return {"pk": document["ExpressionAttributeValues"][":pk"]}
 
 
 def _route53(method: str, path: str, body: bytes) -> Call:
