@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from controller.domain.failsafe import Witness
 from controller.domain.model import (
     Ack,
     Baseline,
@@ -458,8 +459,8 @@ class Pager(Protocol):
 
 
 class Peers(Protocol):
-    """Other instances of the same region, by the addresses in their holder keys. Raises Unavailable when nothing was sent,
-    OutcomeUnknown when no answer came, and what the other one says."""
+    """Other controllers, by their addresses; all but ``witness`` are for those of the same region. Raises Unavailable when
+    nothing was sent, OutcomeUnknown when no answer came, and what the other one says."""
 
     async def ingest(self, address: str, frames: Sequence[Frame]) -> IngestAnswer:
         """Agents' records of streams that the other one holds. It never hands them on."""
@@ -471,6 +472,10 @@ class Peers(Protocol):
 
     async def positions(self, address: str) -> Mapping[str, int]:
         """The streams that the other one serves, with the last segment of each."""
+        ...
+
+    async def witness(self, address: str) -> Witness:
+        """What the controller there, of any region, says of etcd."""
         ...
 
     async def close(self) -> None: ...

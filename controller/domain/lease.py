@@ -14,7 +14,8 @@ never extends the right and never ends it early; a clear no ends it at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from controller.domain.model import Barrier
@@ -89,21 +90,37 @@ class Right:
 
     epoch: int
     deadline: float
+    """Until when the lease was proven to be ours."""
     lost: str = ""
+    beyond: float = -math.inf
+    """Until when the stores proved that nobody newer serves (``domain.failsafe``): the right goes on so long past the lease."""
+
+    @property
+    def ends_at(self) -> float:
+        """Monotonic time at which the right, and all that was lent of it, is over."""
+        return max(self.deadline, self.beyond)
 
     def allows(self, now: float) -> bool:
         """Whether acting at ``now`` is allowed."""
+        return not self.lost and now < self.ends_at
+
+    def leased(self, now: float) -> bool:
+        """Whether it is allowed by the lease itself. Past it nothing may be acknowledged that fewer than two stores have."""
         return not self.lost and now < self.deadline
 
     def remaining_seconds(self, now: float) -> float:
         """Seconds left, never negative."""
-        return 0.0 if self.lost else max(0.0, self.deadline - now)
+        return 0.0 if self.lost else max(0.0, self.ends_at - now)
+
+    def carried(self, until: float, now: float) -> Right:
+        """The right after the stores proved that it may go on ``until`` then. One that is over is not given back."""
+        return replace(self, beyond=max(self.beyond, until)) if self.allows(now) else self
 
     def after(self, verdict: Verdict) -> Right:
         """The right after a heartbeat. A deadline never moves back."""
         if self.lost or verdict.beat is Beat.PROVES_NOTHING:
             return self
         if verdict.beat is Beat.LOST:
-            return Right(self.epoch, self.deadline, verdict.reason)
+            return replace(self, lost=verdict.reason)
         assert verdict.deadline is not None
-        return Right(self.epoch, max(self.deadline, verdict.deadline))
+        return replace(self, deadline=max(self.deadline, verdict.deadline))

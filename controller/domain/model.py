@@ -326,6 +326,9 @@ class Forks:
 
     starts: tuple[EpochStart, ...] = ()
     sole_ackers: tuple[str, ...] = ()
+    failsafe_seconds: float = 0.0
+    """How long the holder that opened last may act past the moment at which its stores proved it (``domain.failsafe``): its
+    successor waits so long after fencing them. 0: it never goes on past its lease; negative: not known."""
 
 
 # ------------------------------------------------------------------------------------------------------------------- lag

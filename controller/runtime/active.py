@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controller.domain.fleet import check_attempt
@@ -28,6 +28,7 @@ from controller.ports import (
     Traffic,
 )
 from controller.runtime.documents import Keys, Seen, encode, read
+from controller.runtime.failsafe import Failsafe, FailsafePolicy
 from controller.runtime.fleet import RIGHT_MARGIN_SECONDS, FleetManager, check_kind
 from controller.runtime.ingest_gate import IngestGate, IngestLimits
 from controller.runtime.opening import Opened, Opening, Parts
@@ -103,6 +104,9 @@ class Active:
         self._gate = IngestGate(_ingest_limits(shell.settings), shell.ports.clock)
         self._reporter: Reporter | None = None
         self.retention: Retention | None = None
+        self.failsafe: Failsafe | None = None
+        enabled = shell.settings.etcd.failsafe and shell.ports.peers is not None
+        self._failsafe_seconds = float(shell.settings.etcd.ttl_seconds) if enabled else 0.0
         self.last_report: StreamReport | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -143,9 +147,39 @@ class Active:
         while True:
             await clock.sleep(tick_seconds - self._beat_seconds if self._beat_seconds < tick_seconds else 0.0)
             began = clock.monotonic()
+            leased = self.tenure.is_leased()
             await self.tenure.keep()
             self._beat_seconds = clock.monotonic() - began
+            if not leased and self.tenure.is_leased() and self.writer is not None:
+                self.writer.wait_settled()  # what waited for a second copy past the lease
             self.heed_barrier()
+
+    async def _go_on(self, failsafe: Failsafe) -> None:
+        """Past the lease while etcd is unreachable for everybody, where the group wants that."""
+        while True:
+            await self._shell.ports.clock.sleep(self._shell.settings.etcd.tick_seconds)
+            said = await failsafe.step()
+            if said is None:
+                continue
+            self._shell.tell("failsafe", said)
+            if self.serving and not self._draining:
+                at = f"epoch {self.tenure.fence.epoch} is open"
+                self._shell.say(Role.ACTIVE, f"{at}; {said}" if failsafe.since else at)
+            if failsafe.since:
+                self._spawn(self._page_failsafe(failsafe, said), f"page-failsafe-{self.tenure.fence.epoch}")
+
+    async def _page_failsafe(self, failsafe: Failsafe, said: str) -> None:
+        """Tells people, again and again until somebody heard it. Beside the questions: a pager must not delay those."""
+        title = f"{self._shell.settings.group}: {self.stream} goes on without etcd"
+        while failsafe.since:
+            try:
+                await self._shell.ports.pager.page(
+                    Page(f"failsafe-{self.tenure.fence.epoch}", "critical", title, said, "failsafe")
+                )
+                return
+            except DrError as error:
+                self._shell.tell("page", error.message)
+            await self._shell.ports.clock.sleep(LASTING_RETRY_SECONDS)
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
@@ -163,7 +197,7 @@ class Active:
         """Ends everything at once. The lease goes back early only when every right that hung on it has run out."""
         self.serving = False
         # By the clock, never by may_act(): a right that was *lost* still binds those whom we lent parts of it, until its time.
-        rights_end = min(self.tenure.right.deadline, self.rights_end())
+        rights_end = min(self.tenure.right.ends_at, self.rights_end())
         rights_over = self._retired or self.writer is None or self._shell.ports.clock.monotonic() >= rights_end
         self.tenure.lose(reason)
         self.over = self.over or reason
@@ -174,6 +208,8 @@ class Active:
             await self.writer.stop(reason)
         if rights_over:
             try:
+                if self.writer is not None and self._failsafe_seconds:
+                    await self._lent_nothing()
                 await self.tenure.release()
             except DrError:
                 pass  # it expires by itself
@@ -181,6 +217,14 @@ class Active:
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, DrError):
                 raise result
+
+    async def _lent_nothing(self) -> None:
+        """Before the lease goes back, with every right that hung on it over: a successor need not wait. Raises Unavailable."""
+        coordinator, key = self._shell.ports.coordinator, self._shell.keys.forks(self.stream)
+        forks = await read(coordinator, key, Forks)
+        if forks is not None:
+            over = Put(key, encode(replace(forks.value, failsafe_seconds=0.0)))
+            await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], [over])
 
     async def retire(self) -> None:
         """Before an orderly end: takes nothing new and waits until every right that agents were granted has passed (at most
@@ -230,6 +274,7 @@ class Active:
             instance=shell.settings.instance,
             store_timeout_seconds=shell.settings.aws.call_timeout_seconds,
             ttl_seconds=shell.settings.etcd.ttl_seconds,
+            failsafe_seconds=self._failsafe_seconds,
             say=shell.say,
             seals=ports.seals,
         )
@@ -248,6 +293,7 @@ class Active:
             view=shell.view,
             clock=ports.clock,
             may_act=self.tenure.may_act,
+            is_leased=self.tenure.is_leased,
             on_lost=self._lost,
             limits=WriterLimits(
                 flush_seconds=stream.flush_seconds,
@@ -301,6 +347,9 @@ class Active:
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
         if self.lead:
             await self._start_fleet()
+        if self._failsafe_seconds and ports.peers is not None:
+            self.failsafe = Failsafe(self.tenure, ports.stores, ports.peers, ports.clock, _failsafe_policy(settings))
+            self._spawn(self._go_on(self.failsafe), f"failsafe-{epoch}")
         self.serving = True
         shell.say(Role.ACTIVE, f"epoch {epoch} is open from segment {opened.tail.seq + 1}")
 
@@ -556,7 +605,7 @@ class Active:
         if self.writer is None:
             self.over = f"plan {barrier.plan} is taking over before this epoch opened"
         elif barrier.kind != "failover" and not self._draining:
-            self._draining = True
+            self._draining = self.tenure.draining = True
             self._spawn(self._drain(barrier.plan), f"drain-{barrier.plan}")
 
     async def _drain(self, plan: str) -> None:
@@ -573,14 +622,14 @@ class Active:
                 proved = await self._prove_drained(plan)
             if proved:
                 self.tenure.drained = True
-                if clock.monotonic() >= min(self.rights_end(), self.tenure.right.deadline):
+                if clock.monotonic() >= min(self.rights_end(), self.tenure.right.ends_at):
                     self.over = f"drained for plan {plan}"
                     self.tenure.lose(self.over)
                     return
             await clock.sleep(DRAIN_POLL_SECONDS)
         await self._count_on_home_again()  # also when no proof is known: one may have been applied whose answer was lost
         self.tenure.drained = False
-        self._draining = False
+        self._draining = self.tenure.draining = False
         writer.unfreeze()
         if self.lead:
             fleet.activate()
@@ -598,13 +647,18 @@ class Active:
                 return False
             proof = [
                 Put(keys.drained(plan, stream), str(self.writer.seq).encode()),
-                Put(key, encode(Forks(forks.value.starts, ()))),
+                Put(key, encode(replace(forks.value, sole_ackers=(), failsafe_seconds=self._still_lent(forks.value)))),
             ]
             result = await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], proof)
         except Unavailable as error:
             self._shell.tell("drain", error.message, error=error.code)
             return False
         return result.succeeded
+
+    def _still_lent(self, forks: Forks) -> float:
+        """What a successor must wait for after a drain: nothing, unless a right past the lease is still running."""
+        right = self.tenure.right
+        return 0.0 if right.beyond <= right.deadline else forks.failsafe_seconds
 
     async def _count_on_home_again(self) -> None:
         """The move was called off, maybe after the proof: the record must say who may acknowledge alone before anybody does."""
@@ -615,13 +669,29 @@ class Active:
             try:
                 forks = await read(coordinator, key, Forks)
                 if forks is not None:
-                    home = Put(key, encode(Forks(forks.value.starts, self.writer.sole_ackers)))
+                    again = replace(forks.value, sole_ackers=self.writer.sole_ackers, failsafe_seconds=self._failsafe_seconds)
+                    home = Put(key, encode(again))
                     result = await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], [home])
                     if result.succeeded:
                         return
             except Unavailable as error:
                 self._shell.tell("drain", error.message, error=error.code)
             await self._shell.ports.clock.sleep(RETRY_SECONDS)
+
+
+def _failsafe_policy(settings: Settings) -> FailsafePolicy:
+    """Everybody who is configured is asked: a list in etcd would be the one that cannot be read any more."""
+    etcd = settings.etcd
+    return FailsafePolicy(
+        settings.region,
+        {
+            region: [address for address in found.controllers if address != settings.api.address]
+            for region, found in settings.regions.items()
+        },
+        etcd.ttl_seconds,
+        etcd.margin_seconds,
+        min(settings.aws.call_timeout_seconds, (etcd.ttl_seconds - etcd.margin_seconds) / 4),
+    )
 
 
 def _ingest_limits(settings: Settings) -> IngestLimits:

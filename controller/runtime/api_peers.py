@@ -1,5 +1,5 @@
-"""The routes that only instances of the same region use. What was handed over has a route of its own, so that nothing is
-handed on a second time."""
+"""The routes that only controllers use, of the same region but for ``/witness``. What was handed over has a route of its own,
+so that nothing is handed on a second time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from controller.domain.failsafe import Witness
 from controller.domain.model import Ack, Frame, IngestAnswer
 from controller.runtime.api_door import answer, named
 from controller.runtime.api_records import frames_in
@@ -48,5 +49,9 @@ def peer_routes(service: ControllerService) -> APIRouter:
     )
     async def positions() -> Response:
         return answer(dict[str, int], service.peer_positions())
+
+    @router.get("/witness", response_model=Witness, summary="What this instance sees of etcd, for a holder of another region")
+    async def witness() -> Response:
+        return answer(Witness, service.witness())
 
     return router

@@ -45,7 +45,7 @@ from controller.domain.model import (
 from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.domain.sharing import LEAD, stream_names
-from controller.errors import Corrupt, DrError, Refused, WrongGroup
+from controller.errors import Corrupt, DrError, Refused, Unavailable, WrongGroup
 from controller.ports import Compare, Get, Page
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.archive import Archive
@@ -210,6 +210,10 @@ class Controller(Desk):
         self._reason = "starting"
         self._seen: Coordination | None = None
         self._seen_at = 0.0
+        self._etcd_silent = False
+        """Whether the last look at etcd failed."""
+        self._looked_at = ports.clock.monotonic()
+        """Monotonic time of the last one that did not."""
         self._heads: dict[str, dict[str, Head | Unknown]] = {}
         self._holder_gone_at: dict[str, tuple[int, float]] = {}
         """Stream → (epoch of the authority, our wall time) when we first saw that nobody held it."""
@@ -450,7 +454,12 @@ class Controller(Desk):
 
     async def _observe(self) -> None:
         """One look at etcd and at every store's head; says what this member sees."""
-        seen = await look(self._outside)
+        try:
+            seen = await look(self._outside)
+        except Unavailable:
+            self._etcd_silent = True
+            raise
+        self._etcd_silent, self._looked_at = False, self._clock.monotonic()
         founded = seen.authority.value.streams
         if founded != len(self._streams):
             raise WrongGroup(

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from time import gmtime, strftime
 
+from controller.domain.failsafe import Witness
 from controller.domain.model import (
     Ack,
     AgentSeen,
@@ -78,6 +80,8 @@ class Desk(ABC):
     _reason: str
     _seen: Coordination | None
     _seen_at: float
+    _etcd_silent: bool
+    _looked_at: float
     _heads: dict[str, dict[str, Head | Unknown]]
     _followed_at: float
     _warnings: dict[str, str]
@@ -191,6 +195,24 @@ class Desk(ABC):
         """See ``ControllerService``."""
         return self._router.positions()
 
+    def witness(self) -> Witness:
+        """See ``ControllerService``. Nothing is asked for it: what the loops saw last counts."""
+        epochs = {
+            stream: max((head.epoch for head in heads.values() if isinstance(head, Head)), default=0)
+            for stream, heads in self._heads.items()
+        }
+        authority = self._seen.authority.value if self._seen else None
+        for holder in self._seen.holders if self._seen else ():
+            epochs[holder.stream] = max(holder.epoch, epochs.get(holder.stream, 0))
+        return Witness(
+            self.region,
+            self.instance,
+            self._clock.monotonic() - self._looked_at if self._etcd_silent else None,
+            authority.region if authority else "",
+            authority.barrier.plan if authority and authority.barrier else "",
+            epochs,
+        )
+
     async def settle(self, agent: str | None = None) -> None:
         """See ``ControllerService``."""
         if not self._alone:
@@ -255,8 +277,9 @@ class Desk(ABC):
         except Unavailable as error:
             seen, plans, incidents, gone = self._seen, (), (), Unknown(self._seen_at, error.message)
         traffic = await read_traffic(self._outside)
-        authority: Authority | Unknown = gone or (seen.authority.value if seen else Unknown(0.0, "never seen"))
-        holders: tuple[Holder, ...] | Unknown = gone or (seen.holders if seen else Unknown(0.0, "never seen"))
+        unknown = gone if gone is not None else Unknown(0.0, "never seen")
+        authority: Authority | Unknown = unknown if gone is not None or seen is None else seen.authority.value
+        holders: tuple[Holder, ...] | Unknown = unknown if gone is not None or seen is None else seen.holders
         return compose(
             Observation(
                 group=self._settings.group,
@@ -279,6 +302,7 @@ class Desk(ABC):
                 fresh_seconds=3 * self._settings.rpo.report_seconds + 1,
                 positions=self._positions(),
                 warnings=self._all_warnings(plans),
+                failsafe_since=min(self._failsafe().values(), default=0.0),
                 regions=tuple(self._settings.regions),
             )
         )
@@ -290,7 +314,14 @@ class Desk(ABC):
         skipped = {**seen, **self._book.unreadable, **self._watch.unreadable}
         loud = [f"break-glass: plan {record.plan.id} by {record.plan.requester}" for record in plans if record.plan.break_glass]
         sealing = () if self._ports.seals is None else self._ports.seals.warnings()
+        for stream, since in self._failsafe().items():
+            loops.append(f"failsafe: {stream} goes on without etcd since {strftime('%H:%M:%S', gmtime(since))} UTC")
         return (*loops, *sealing, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
+
+    def _failsafe(self) -> dict[str, float]:
+        """Streams that are held past their lease, with the wall time since when."""
+        found = {stream: active.failsafe for stream, active in self._actives.items() if active.failsafe is not None}
+        return {stream: failsafe.since for stream, failsafe in found.items() if failsafe.since}
 
     async def members(self) -> tuple[Member, ...]:
         return (await look(self._outside)).members
@@ -351,7 +382,14 @@ class Desk(ABC):
         epochs = {stream: active.tenure.fence.epoch for stream, active in self._actives.items()}
         reports = [active.last_report for active in self._actives.values() if active.last_report is not None]
         return self._metrics.render(
-            self._role, self._act_seconds(), epochs, self._view.agent_count(), positions, reports, self._kept()
+            self._role,
+            self._act_seconds(),
+            epochs,
+            self._view.agent_count(),
+            positions,
+            reports,
+            self._kept(),
+            {stream: self._clock.wall() - since for stream, since in self._failsafe().items()},
         )
 
     def _kept(self) -> dict[str, Kept]:

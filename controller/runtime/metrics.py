@@ -33,6 +33,12 @@ class Metrics:
         self._stream_epoch = Gauge(
             "dr_stream_epoch", "Epoch in which this controller holds the stream", (*base, "stream"), registry=self._registry
         )
+        self._failsafe = Gauge(
+            "dr_failsafe_seconds",
+            "How long a held stream has gone on past its lease, because etcd is unreachable for every region; 0: it does not",
+            (*base, "stream"),
+            registry=self._registry,
+        )
         self._agents = Gauge("dr_agents", "Agents in this region's view", base, registry=self._registry)
         self._followed = Gauge(
             "dr_follower_seq", "Last segment verified and indexed", (*base, "stream"), registry=self._registry
@@ -66,9 +72,10 @@ class Metrics:
         positions: Mapping[str, int],
         reports: Sequence[StreamReport],
         kept: Mapping[str, Kept],
+        failsafe: Mapping[str, float],
     ) -> bytes:
         """The text exposition. ``epochs``: of the streams that this instance holds; ``reports``: its own newest ones; ``kept``:
-        of every stream whose head was read."""
+        of every stream whose head was read; ``failsafe``: seconds for which held streams have gone on past their lease."""
         for known in Role:
             self._role.labels(*self._labels, known.value).set(1 if known is role else 0)
         self._right.labels(*self._labels).set(right_seconds)
@@ -76,11 +83,12 @@ class Metrics:
         self._agents.labels(*self._labels).set(agents)
         for stream, seq in positions.items():
             self._followed.labels(*self._labels, stream).set(seq)
-        for gauge in (self._stream_epoch, self._lag_seconds, self._lag_records, self._exposure):
+        for gauge in (self._stream_epoch, self._lag_seconds, self._lag_records, self._exposure, self._failsafe):
             gauge.clear()
         self._set_kept(kept)
         for stream, epoch in epochs.items():
             self._stream_epoch.labels(*self._labels, stream).set(epoch)
+            self._failsafe.labels(*self._labels, stream).set(failsafe.get(stream, 0.0))
         for report in reports:
             if not isinstance(report.exposure_seconds, Unknown):
                 self._exposure.labels(*self._labels, _label(report.stream)).set(report.exposure_seconds)

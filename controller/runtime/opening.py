@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from controller.domain import replication
+from controller.domain import failsafe, replication
 from controller.domain.model import Authority, EpochStart, Forks, Head, Role, StreamReport
 from controller.domain.plan import Loss, canonical
 from controller.domain.promotion import Event, PlanRecord, Progress, State
@@ -56,6 +56,8 @@ class Parts:
     instance: str
     store_timeout_seconds: float
     ttl_seconds: float
+    failsafe_seconds: float
+    """How long this holder may go on past what its stores proved, once etcd is unreachable for everybody; 0: never."""
     say: Callable[[Role, str], None]
     seals: Seals | None = None
 
@@ -68,6 +70,9 @@ class Opening:
         self._tenure = tenure
         self._together = together
         self._paged = False
+        self._fenced_at: float | None = None
+        """When nobody older could prove any more that it may act: every store of a quorum was fenced, of every stream that
+        moves together with this one."""
 
     async def run(self) -> Opened:
         """Raises FenceLost when the right is gone, Conflict when a barrier or a newer authority stands in the way."""
@@ -124,17 +129,35 @@ class Opening:
             now = Progress(moving.value.plan.id, fence.stream, fence.epoch, loss, tuple(sorted(heads)), tuple(sorted(unfenced)))
             await self._together.note(progress, now)
             progress, plan = await self._all_fenced(moving.value.plan.id)
+            self._note_fenced()
             plan = await self._may_lose(plan, await self._together.loss(plan.value.plan.id))
         elif loss.records_unknown:
             await self._hold(loss)
             return None
+        self._note_fenced()
         if parts.seals is not None:  # before the fork: an epoch that cannot write safely must not begin
             await parts.seals.prepare(fence)
         parts.say(Role.OPENING, f"bringing {choice.length} segments of history home")
         head, tail = await bring_home(parts.stores, heads, fence, parts.region, starts, choice)
         await self._catch_up_view(tail)
+        if forks is not None:
+            await self._outwait(failsafe.wait_seconds(forks.value.failsafe_seconds, parts.ttl_seconds))
         await self._fork(authority, forks, plan, progress, tail)
         return Opened(head, tail, tuple(heads))
+
+    def _note_fenced(self) -> None:
+        if self._fenced_at is None:
+            self._fenced_at = self._parts.clock.monotonic()
+
+    async def _outwait(self, seconds: float) -> None:
+        """Waits until all that the last holder's stores may have granted before we fenced them has run out: it may act past its
+        lease (``domain.failsafe``), and so may agents that it lent its right to. Raises FenceLost, Conflict."""
+        assert self._fenced_at is not None
+        while (left := self._fenced_at + seconds - self._parts.clock.monotonic()) > 0:
+            self._still_ours()
+            self._parts.say(Role.OPENING, "waiting until the last holder's failsafe right has certainly run out")
+            await self._parts.clock.sleep(min(left, RETRY_SECONDS))
+        self._still_ours()
 
     async def _all_fenced(self, plan_id: str) -> tuple[Seen[Progress], Seen[PlanRecord]]:
         """Waits until the plan is past ``fence``. Returns what this stream wrote down, and the plan.
@@ -278,7 +301,8 @@ class Opening:
         recorded = forks.value.starts if forks else ()
         if recorded and recorded[-1].epoch == fence.epoch:
             return  # an earlier attempt of ours was applied although its answer was lost
-        opened = Forks(replication.with_fork(recorded, EpochStart(fence.epoch, tail.seq + 1)), sole_ackers=(parts.region,))
+        starts = replication.with_fork(recorded, EpochStart(fence.epoch, tail.seq + 1))
+        opened = Forks(starts, sole_ackers=(parts.region,), failsafe_seconds=parts.failsafe_seconds)
         compare = [
             self._tenure.guard,
             Compare.modified(key, forks.revision) if forks else Compare.absent(key),

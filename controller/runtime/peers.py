@@ -12,6 +12,7 @@ from typing import TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from controller.domain.failsafe import Witness
 from controller.domain.model import Ack, Fence, Frame, IngestAnswer
 from controller.errors import DrError, FenceLost, NotActive, OutcomeUnknown, Refused, Unavailable
 from controller.stream.segment import encode_frames
@@ -23,6 +24,7 @@ OCTETS = {"Content-Type": "application/octet-stream"}
 _INGEST = TypeAdapter(IngestAnswer)
 _ACKS = TypeAdapter(tuple[Ack, ...])
 _POSITIONS = TypeAdapter(dict[str, int])
+_WITNESS = TypeAdapter(Witness)
 _KINDS: dict[str, type[DrError]] = {kind.code: kind for kind in (Unavailable, OutcomeUnknown, FenceLost, Refused)}
 
 
@@ -44,6 +46,10 @@ class HttpPeers:
     async def positions(self, address: str) -> Mapping[str, int]:
         """See ``controller.ports.Peers``."""
         return await self._ask(address, "GET", "/v1/peers/positions", _POSITIONS)
+
+    async def witness(self, address: str) -> Witness:
+        """See ``controller.ports.Peers``."""
+        return await self._ask(address, "GET", "/v1/peers/witness", _WITNESS)
 
     async def close(self) -> None:
         """Closes its connections."""

@@ -186,7 +186,7 @@ class Reporter:
         forks = await read(self._coordinator, key, Forks)
         if forks is None:
             raise Conflict("the forks of this stream are gone from etcd", hint="drctl status")
-        changed = encode(Forks(forks.value.starts, sole_ackers))
+        changed = encode(replace(forks.value, sole_ackers=sole_ackers))
         result = await self._coordinator.txn([self._tenure.guard, Compare.modified(key, forks.revision)], [Put(key, changed)])
         if not result.succeeded:
             raise Conflict("the holder key is not ours any more", hint="step down")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from controller.domain.failsafe import Witness
 from controller.domain.model import (
     Ack,
     AgentSeen,
@@ -101,6 +102,8 @@ class Status:
     """Open ones."""
     positions: Mapping[str, Position] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    failsafe_since: float = 0.0
+    """Wall time since which this instance goes on past its lease, etcd being unreachable for every region; 0: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +242,10 @@ class ControllerService(Protocol):
 
     def peer_positions(self) -> Mapping[str, int]:
         """The streams that are served here, with the last segment of each."""
+        ...
+
+    def witness(self) -> Witness:
+        """What this instance saw of etcd last, for a holder of another region that reaches it no more."""
         ...
 
     async def settle(self, agent: str | None = None) -> None:

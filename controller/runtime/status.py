@@ -39,6 +39,7 @@ class Observation:
     positions: Mapping[str, Position]
     warnings: tuple[str, ...]
     regions: Sequence[str]
+    failsafe_since: float = 0.0
 
 
 def compose(seen: Observation) -> Status:
@@ -74,6 +75,7 @@ def compose(seen: Observation) -> Status:
         incidents=seen.incidents,
         positions=seen.positions,
         warnings=seen.warnings,
+        failsafe_since=seen.failsafe_since,
     )
 
 
@@ -132,6 +134,12 @@ def _protected(seen: Observation, region: str, active: bool) -> bool | Unknown:
 
 def _sentence(seen: Observation, exposure: float | Unknown) -> tuple[str, str]:
     """What is going on, and what to type next."""
+    if seen.failsafe_since:
+        at = strftime("%H:%M:%S", gmtime(seen.failsafe_since))
+        return (
+            f"FAILSAFE since {at} UTC: etcd is unreachable for all; two stores must have what {seen.region} acknowledges",
+            "bring etcd back; `drctl status` at a controller of another region",
+        )
     if isinstance(seen.authority, Unknown):
         return f"etcd does not answer {seen.region}: {seen.authority.why}", "wait, or ask a controller of another region"
     moving = [record for record in seen.plans if record.state is not State.AWAITING_APPROVAL]

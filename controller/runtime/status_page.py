@@ -63,7 +63,7 @@ async def render_status_page(service: ControllerService, now: float) -> str:
 
 def _bad(status: Status | None) -> str:
     """``bad``, ``warn`` or ``good``: the colour of the sentence. Unknown is never good."""
-    if status is None or status.incidents:
+    if status is None or status.incidents or status.failsafe_since:
         return "bad"
     if isinstance(status.exposure_seconds, Unknown) or isinstance(status.authority, Unknown) or status.plans:
         return "warn"

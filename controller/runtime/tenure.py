@@ -42,6 +42,8 @@ class Tenure:
         self.barrier: Barrier | None = None
         self.drained = False
         """Set by the holder when a planned move has drained its stream: heartbeats stop extending the right."""
+        self.draining = False
+        """Set by the holder from when it sees a planned move until it serves again: its right is not carried past the lease."""
         self.reason = "acquired"
         """What the last heartbeat said, or why it was not completed."""
 
@@ -53,6 +55,14 @@ class Tenure:
     def may_act(self) -> bool:
         """Whether the right still holds, by our own monotonic clock. No I/O."""
         return self.right.allows(self._clock.monotonic())
+
+    def is_leased(self) -> bool:
+        """Whether the right still holds by the lease itself: only then may one store's copy be acknowledged. No I/O."""
+        return self.right.leased(self._clock.monotonic())
+
+    def go_beyond(self, until: float) -> None:
+        """Carries the right past the lease, up to ``until`` (monotonic). See ``domain.failsafe`` for when that is safe."""
+        self.right = self.right.carried(until, self._clock.monotonic())
 
     def remaining_seconds(self) -> float:
         """Seconds left of the right, never negative."""

@@ -35,6 +35,10 @@ class EtcdSettings(Section):
     tick_seconds: Seconds = Field(1.0, description="time between two rounds of the control loop, and so between heartbeats")
     call_timeout_seconds: Seconds = Field(0.5, description="deadline of each call to etcd", json_schema_extra=LOCAL)
     election_timeout_seconds: Seconds = Field(1.0, description="the cluster's --election-timeout; it bounds the TTL from below")
+    failsafe: bool = Field(
+        False,
+        description="go on past the lease while etcd is unreachable for every region; then acknowledge what two stores have",
+    )
     ca_file: values.FilePath | None = Field(None, description="PEM: authority that signed the members", json_schema_extra=LOCAL)
     cert_file: values.FilePath | None = Field(None, description="PEM: this controller's certificate", json_schema_extra=LOCAL)
     key_file: values.FilePath | None = Field(None, description="PEM: its private key, not encrypted", json_schema_extra=LOCAL)

@@ -57,7 +57,8 @@ class WriterLimits:
 
 
 class StreamWriter:
-    """Writes one stream under one fence. ``may_act`` is asked before work is taken and again before it is acknowledged."""
+    """Writes one stream under one fence. ``may_act`` is asked before work is taken and again before it is acknowledged.
+    ``is_leased``: whether what one store alone has may be acknowledged now."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class StreamWriter:
         view: View,
         clock: Clock,
         may_act: Callable[[], bool],
+        is_leased: Callable[[], bool] = lambda: True,
         on_lost: Callable[[str], None],
         limits: WriterLimits,
     ) -> None:
@@ -81,6 +83,7 @@ class StreamWriter:
         self._view = view
         self._clock = clock
         self._may_act = may_act
+        self._is_leased = is_leased
         self._on_lost = on_lost
         self._limits = limits
         self._wall_zero = clock.wall() - clock.monotonic()
@@ -199,6 +202,8 @@ class StreamWriter:
             receipt.done.cancel()  # whoever went away is not waited for
         if self.lost or not self._may_act():  # looked at again on the way out: we may have been paused since the commit
             return receipt.acks(instead=_not_acknowledged(self.lost or "the right to act ran out"))
+        if not self._is_leased() and any(ack.status != "failed" and ack.copies < 2 for ack in receipt.acks()):
+            return receipt.acks(instead=_not_acknowledged("the lease ran out, and only one store has it"))
         return receipt.acks()
 
     async def carry(self, frames: Sequence[Frame]) -> None:
@@ -426,8 +431,12 @@ class StreamWriter:
         """Stores that certainly have committed segment ``seq`` of our history."""
         return tuple(pump.region for pump in self.pumps.values() if pump.attached and pump.seq >= seq)
 
+    def _alone(self) -> tuple[str, ...]:
+        """Stores whose copy may be acknowledged alone now. Past the lease there is none (``domain.failsafe``)."""
+        return self.sole_ackers if self._is_leased() else ()
+
     def _is_acknowledged(self, seq: int) -> bool:
-        return replication.acknowledged(1, self.committed_in(seq), self.sole_ackers)
+        return replication.acknowledged(1, self.committed_in(seq), self._alone())
 
     def _may_acknowledge(self) -> bool:
         """Asked before anything that waits is resolved, whatever woke us: a commit, a repetition, a change of sole ackers."""
@@ -462,8 +471,10 @@ class StreamWriter:
         committed = self.committed_in(seq)
         held = len(committed) < 2 and (self.objective.second_seq() or 0) < seq and self.objective.problem(seq) is not None
 
+        alone = self._alone()
+
         def may(waiter: Waiter) -> bool:
-            return replication.acknowledged(waiter.copies, committed, self.sole_ackers) and (waiter.own or not held)
+            return replication.acknowledged(waiter.copies, committed, alone) and (waiter.own or not held)
 
         self._waiting.settle(seq, len(committed), may)
 

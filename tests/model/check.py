@@ -108,6 +108,10 @@ PROMOTION = {
 PROMOTION_HOLDS = ("NothingWrong", "OneActive", "BarrierIsOfAPlan", "OneCarriedOn")
 PROGRESS = ("OrderedEnds", "SomebodyServes")
 
+FAILSAFE = {"Stores": "{a, b, c}", "Tenures": "2", "Right": "1", "Wait": "2", "Drift": "1"}
+FAILSAFE_HOLDS = ("TypeOK", "OneServes", "AgentsStopFirst", "KeptByAll")
+FAILSAFE_WITNESSES = ("NeverBeyond", "NeverFollowed")
+
 CASES = (
     Case("lease", "Lease", LEASE, LEASE_HOLDS, witnesses=LEASE_WITNESSES, symmetry=True),
     Case("stream", "Stream", STREAM, STREAM_HOLDS, witnesses=("NeverMoved", "NeverLost", "NeverHeld"), symmetry=True),
@@ -134,6 +138,15 @@ CASES = (
         STREAM_HOLDS,
         symmetry=True,
     ),
+    Case("failsafe", "Failsafe", FAILSAFE, FAILSAFE_HOLDS, witnesses=FAILSAFE_WITNESSES, symmetry=True),
+    Case(
+        "failsafe-two",
+        "Failsafe",
+        {**FAILSAFE, "Stores": "{a, b}"},
+        FAILSAFE_HOLDS,
+        witnesses=FAILSAFE_WITNESSES,
+        symmetry=True,
+    ),
     Case("promotion", "Promotion", PROMOTION, PROMOTION_HOLDS, PROGRESS, ("NeverDone",), brief=True),
     Case(
         "traffic",
@@ -144,6 +157,8 @@ CASES = (
         ("NeverStale", "NeverRaised"),
         brief=True,
     ),
+    Case("failsafe-deep", "Failsafe", {**FAILSAFE, "Right": "2", "Wait": "3"}, FAILSAFE_HOLDS, symmetry=True, deep=True),
+    Case("failsafe-three", "Failsafe", {**FAILSAFE, "Tenures": "3"}, FAILSAFE_HOLDS, symmetry=True, deep=True),
     Case("lease-deep", "Lease", {**LEASE, "TTL": "4"}, LEASE_HOLDS, symmetry=True, deep=True),
     Case("stand-ins-deep", "Stream", {**STREAM, "StandIns": "TRUE"}, STREAM_HOLDS, symmetry=True, deep=True),
     Case("drained-deep", "Stream", {**STREAM, "Planned": "TRUE"}, STREAM_HOLDS, symmetry=True, deep=True),
@@ -189,6 +204,10 @@ MUTANTS = (
     Mutant("proof-not-drained", "drained", ("NothingLostUnpromised",)),
     Mutant("proof-of-home-alone", "drained-two", ("NothingLostUnpromised",)),
     Mutant("unfrozen-before-recorded", "drained", ("NothingLostUnpromised",)),
+    Mutant("no-wait", "failsafe", ("OneServes", "AgentsStopFirst")),
+    Mutant("one-store-proves", "failsafe", ("OneServes", "AgentsStopFirst")),
+    Mutant("counted-from-the-answers", "failsafe", ("OneServes", "AgentsStopFirst")),
+    Mutant("one-copy-past-the-lease", "failsafe", ("KeptByAll",)),
     Mutant("approval-not-bound-to-digest", "promotion", ("NothingWrong",)),
     Mutant("approvals-used-twice", "promotion", ("NothingWrong",)),
     Mutant("no-guard-key", "promotion", ("NothingWrong",)),

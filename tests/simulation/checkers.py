@@ -444,6 +444,16 @@ def acks_within_right(world: Observed) -> None:
         newest[ack.stream] = max(before, ack.epoch)
 
 
+def two_past_the_lease(world: Observed) -> None:
+    """Past its lease a holder acknowledges nothing that fewer than two stores have."""
+    for ack in world.acks:
+        if ack.beyond_lease and ack.in_stores < 2:
+            raise Violation(
+                "two-past-the-lease",
+                f"{ack.instance} acknowledged {ack.agent} {ack.id} past its lease, in {ack.in_stores} stores",
+            )
+
+
 def epochs_unique(world: Observed) -> None:
     """An epoch is given out once, epochs and forks rise, and only a region in authority gets one.
 
@@ -524,6 +534,7 @@ CHECKERS: dict[str, Callable[[Observed], None]] = {
     "barrier-approved": authority_before_people,
     "audit-whole": audit_whole,
     "acks-within-right": acks_within_right,
+    "two-past-the-lease": two_past_the_lease,
     "epochs-unique": epochs_unique,
     "together": together,
     "left-alone": left_alone,

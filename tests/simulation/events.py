@@ -96,6 +96,10 @@ class AckSeen:
     stamp_error: float = 0.0
     """Seconds that the holder's stamps are ahead of the world's clock."""
     stream: str = "s00"
+    beyond_lease: bool = False
+    """The lease had not been proven for so long that only failsafe carried the right."""
+    in_stores: int = 0
+    """How many stores had it when the answer came."""
 
     def __iter__(self) -> Iterator[Any]:
         """(when, agent, id, copies asked for, body): what most tests need."""
@@ -139,6 +143,8 @@ class History:
         sent_at: float,
         new: bool,
         stamp_error: float = 0.0,
+        beyond_lease: bool = False,
+        in_stores: int = 0,
     ) -> None:
         """An agent got its answer."""
         at = self.clock.wall()
@@ -159,6 +165,8 @@ class History:
                 new,
                 stamp_error,
                 stream_of(agent, self.streams),
+                beyond_lease,
+                in_stores,
             )
         )
 

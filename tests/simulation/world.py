@@ -28,7 +28,8 @@ from controller.adapters.memory.pager import MemoryPager
 from controller.adapters.memory.region_store import MemoryRegionStore
 from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
 from controller.domain.approval import NAMESPACE, statement
-from controller.domain.model import Ack, Authority, Fence, Frame, Holder, IngestAnswer, Role
+from controller.domain.failsafe import Witness
+from controller.domain.model import Ack, Authority, Fence, Frame, Head, Holder, IngestAnswer, Role
 from controller.domain.promotion import PlanRecord, State
 from controller.domain.sharing import stream_names, stream_of
 from controller.errors import DrError, Unavailable
@@ -196,6 +197,12 @@ class WorldPeers:
     async def positions(self, address: str) -> Mapping[str, int]:
         async def look(controller: Controller) -> Mapping[str, int]:
             return controller.peer_positions()
+
+        return await self._ask(address, look)
+
+    async def witness(self, address: str) -> Witness:
+        async def look(controller: Controller) -> Witness:
+            return controller.witness()
 
         return await self._ask(address, look)
 
@@ -607,7 +614,9 @@ class World:
                     instance=instance.key,
                     honest=instance.honest,
                     epoch=epoch,
-                    late_by=holder.clock.monotonic() - tenure.right.deadline if tenure is not None else 0.0,
+                    late_by=holder.clock.monotonic() - tenure.right.ends_at if tenure is not None else 0.0,
+                    beyond_lease=tenure is not None and holder.clock.monotonic() >= tenure.right.deadline,
+                    in_stores=sum(self._has(server.head(stream), ack.seq, epoch) for server in self.servers.values()),
                     agent=one.record.agent,
                     record_id=one.record.id,
                     copies=one.record.copies,
@@ -618,6 +627,11 @@ class World:
                     stamp_error=stamp_error,
                 )
         return answer.acks
+
+    @staticmethod
+    def _has(head: Head, seq: int, epoch: int) -> bool:
+        """Whether a store has that segment, of that epoch's history or of what it was made of."""
+        return head.seq >= seq > 0 and head.owner(seq) <= epoch
 
     async def put(self, agent: str, record_id: str, body: bytes, copies: int = 1) -> Ack | None:
         """One put to whoever is active; None when nobody took it."""

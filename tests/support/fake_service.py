@@ -12,6 +12,7 @@ from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordina
 from controller.adapters.memory.gate import OpenGate
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
 from controller.domain.approval import Approval, Gate, gate, statement
+from controller.domain.failsafe import Witness
 from controller.domain.model import (
     Ack,
     AgentSeen,
@@ -269,6 +270,9 @@ class FakeService:
     def peer_positions(self) -> Mapping[str, int]:
         self._need_active()
         return {"s00": 1043}
+
+    def witness(self) -> Witness:
+        return Witness(self.region, self.instance, None, self.region, "", {"s00": 7})
 
     async def settle(self, agent: str | None = None) -> None:
         self._need_active()
