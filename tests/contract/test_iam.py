@@ -5,18 +5,24 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
 from botocore import xform_name
 
 from controller.adapters import multipart
+from controller.adapters.clock import SystemClock
+from controller.adapters.keyring import Keyring
+from controller.adapters.kms import AwsKeyService
 from controller.adapters.region_store import MULTIPART_FROM_BYTES, AwsRegionStore
 from controller.adapters.route53 import Route53Traffic
+from controller.adapters.sealed_store import SealedStore, Sealer
 from controller.domain.model import Baseline, CatalogueEntry, Fence, FramePlace, SegmentRef, SnapshotRef
 from controller.errors import Conflict
 from controller.lab.aws import AwsStandIn, provision_zone
@@ -116,7 +122,7 @@ async def test_what_the_store_sends_is_what_streaming_may_do(aws: AwsStandIn) ->
         assert granted(policies["streaming"]) == {call.action for call in own}, "more is granted than is used"
         assert granted(policies["drills"]) == READING
     assert {call.operation for call in sent} == {
-        name for name in sent_by_adapters() if not ACTION_OF[name].startswith("route53")
+        name for name in sent_by_adapters() if ACTION_OF[name].startswith(("s3:", "dynamodb:"))
     }
 
 
@@ -150,6 +156,35 @@ async def test_what_route_53s_client_sends_is_what_promotion_may_do(aws: AwsStan
     elsewhere = documents(group="g", buckets=[BUCKET], tables=["arn:t"], zone=zone, name="other.iam.example.")
     changes = [call for call in sent if call.operation == "ChangeResourceRecordSets"]
     assert [call for call in changes if allowed([elsewhere["promotion"]], call)] == []
+
+
+async def test_what_sealing_sends_to_kms_is_what_sealing_may_do(aws: AwsStandIn) -> None:
+    world = AwsWorld(aws.endpoint)
+    async with recorded(aws.endpoint) as proxy:
+        services, keys = {}, []
+        for region in (REGION, "us-east-1"):
+            kms = boto3.client("kms", endpoint_url=aws.endpoint, region_name=region)
+            keys.append(kms.create_key()["KeyMetadata"]["Arn"])
+            seconds = {"call_timeout_seconds": 30.0, "connect_timeout_seconds": 5.0}
+            services[region] = AwsKeyService(region, key=keys[-1], aws_region=region, endpoint=proxy.endpoint, **seconds)
+            await services[region].start()
+        for home in services:  # the second opens what the first has sealed: nothing is in its memory
+            keyring = Keyring(world.group, services, home=home, clock=SystemClock())
+            store = SealedStore(await world.client(), Sealer(world.group, keyring))
+            if home == REGION:
+                await store.put_segment(token(1), SegmentRef(S, 1, 1), b"a sealed segment")
+            assert await store.get_segment(SegmentRef(S, 1, 1)) == b"a sealed segment"
+        await keyring.close()
+        await world.close()
+        sent = calls(proxy)
+    policies = documents(group=world.group, buckets=[BUCKET], tables=["arn:t"], zone="Z0", name=NAME, keys=keys)
+    assert [call for call in sent if not allowed([policies["sealing"]], call)] == []
+    assert granted(policies["sealing"]) == {call.action for call in sent}, "more is granted than is used"
+    assert {call.action for call in sent if allowed([policies["unsealing"]], call)} == granted(policies["unsealing"])
+    others = documents(group="other", buckets=[BUCKET], tables=["arn:t"], zone="Z0", name=NAME, keys=keys)
+    assert [call for call in sent if allowed([others["sealing"]], call)] == []
+    text = (ADAPTERS / "kms.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'_ask\("(\w+)"', text)) == {call.operation for call in sent}
 
 
 def sent_by_adapters() -> set[str]:

@@ -1,6 +1,6 @@
 """What an HTTP request to AWS is to IAM (operation, action, resources, condition keys), and whether a policy allows it.
 
-Sources of the table: Service Authorization Reference, "Actions, resources, and condition keys for" S3, DynamoDB, Route 53
+Sources of the table: Service Authorization Reference, "Actions, resources, and condition keys for" S3, DynamoDB, KMS, Route 53
 (https://docs.aws.amazon.com/service-authorization/latest/reference/); S3 user guide, "Required permissions for Amazon S3 API
 operations" and "Enforce conditional writes"; Route 53 developer guide, "Using IAM policy conditions for fine-grained access
 control". The evaluation is that of the IAM user guide, "Policy evaluation logic", for identity policies of one account.
@@ -41,6 +41,9 @@ ACTION_OF = {
     "DeleteItem": "dynamodb:DeleteItem",
     "Query": "dynamodb:Query",
     "BatchWriteItem": "dynamodb:BatchWriteItem",
+    "GenerateDataKey": "kms:GenerateDataKey",
+    "Encrypt": "kms:Encrypt",
+    "Decrypt": "kms:Decrypt",
     "ListResourceRecordSets": "route53:ListResourceRecordSets",
     "ChangeResourceRecordSets": "route53:ChangeResourceRecordSets",
     "GetChange": "route53:GetChange",
@@ -72,6 +75,8 @@ def call_of(raw: bytes, aws_region: str) -> Call:
     if "chunked" in headers.get("transfer-encoding", ""):
         body = _unchunked(body)
     url = urlsplit(target)
+    if headers.get("x-amz-target", "").startswith("TrentService."):
+        return _kms(headers["x-amz-target"].partition(".")[2], json.loads(body))
     if "x-amz-target" in headers:
         return _dynamodb(headers["x-amz-target"].partition(".")[2], json.loads(body), aws_region)
     if url.path.startswith("/2013-04-01/"):
@@ -106,6 +111,11 @@ def _dynamodb(operation: str, document: Mapping[str, Any], aws_region: str) -> C
         tuple(f"arn:aws:dynamodb:{aws_region}:{ACCOUNT}:table/{table}" for table in tables),
         {"dynamodb:LeadingKeys": tuple(key["pk"]["S"] for key in keys)},
     )
+
+
+def _kms(operation: str, document: Mapping[str, Any]) -> Call:
+    context = {f"kms:EncryptionContext:{key}": (value,) for key, value in document.get("EncryptionContext", {}).items()}
+    return Call(operation, (document["KeyId"],), context)
 
 
 def _queried(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,10 +273,11 @@ def documents(
     tables: Iterable[str],
     zone: str,
     name: str,
+    keys: Sequence[str] = (),
     prefix: str = "dr",
     tag: str = "agent-dr-environment",
 ) -> dict[str, dict[str, Any]]:
-    """The three policies with the values that ``main.tf`` gives their templates. ``tables``: ARNs."""
+    """The policies with the values that ``main.tf`` gives their templates. ``tables``: ARNs."""
     bucket_arns = [f"arn:aws:s3:::{bucket}" for bucket in buckets]
     object_arns = [f"{arn}/{prefix}/{group}/*" for arn in bucket_arns]
     plain = name.lower().removesuffix(".")
@@ -288,4 +299,5 @@ def documents(
         "streaming": rendered("streaming", **copies),
         "promotion": rendered("promotion", **zone_values),
         "drills": rendered("drills", **copies),
+        **({name: rendered(name, key_arns=list(keys), group=group) for name in ("sealing", "unsealing")} if keys else {}),
     }

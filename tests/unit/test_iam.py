@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULE = ROOT / "terraform" / "modules" / "iam"
 TABLE = f"arn:aws:dynamodb:eu-west-1:{ACCOUNT}:table/agent-dr"
 ZONE = "arn:aws:route53:::hostedzone/Z0AGENTS"
+KEY = f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/aaaa-1"
 VALUES: dict[str, Any] = {
     "group": "fleet",
     "buckets": ["dr-eu", "dr-us"],
     "tables": [TABLE],
     "zone": "Z0AGENTS",
     "name": "Agents.DR.example.",
+    "keys": [KEY],
 }
 ALL = documents(**VALUES)
 R53 = "route53:ChangeResourceRecordSets"
@@ -44,7 +46,13 @@ def change(
     return Call("ChangeResourceRecordSets", (zone,), keys)
 
 
+def key(operation: str, group: str = "fleet", arn: str = KEY) -> Call:
+    return Call(operation, (arn,), {"kms:EncryptionContext:agent-dr:group": (group,)} if group else {})
+
+
 GOOD = [
+    ("sealing", key("GenerateDataKey")),
+    ("unsealing", key("Decrypt")),
     ("streaming", put("dr-eu/dr/fleet/s00/1.seg", if_none_match="*")),
     ("streaming", put("dr-us/dr/fleet/s00/1.seg", if_match='"etag"')),
     ("streaming", item("UpdateItem", "fleet#s00")),
@@ -56,6 +64,11 @@ GOOD = [
 ]
 
 BAD = [
+    ("a data key for another group", "sealing", key("GenerateDataKey", "other")),
+    ("a data key without a context", "sealing", key("Encrypt", "")),
+    ("another key", "sealing", key("Decrypt", arn=KEY + "2")),
+    ("a drill that seals", "unsealing", key("GenerateDataKey")),
+    ("opening while streaming without sealing", "streaming", key("Decrypt")),
     ("an overwrite", "streaming", put("dr-eu/dr/fleet/s00/1.seg")),
     ("another group's objects", "streaming", put("dr-eu/dr/fleet2/s00/1.seg", if_none_match="*")),
     ("another group's objects by a longer name", "streaming", put("dr-eu/dr/fleet-2/s00/1.seg", if_none_match="*")),
@@ -158,6 +171,7 @@ def test_terraform_renders_the_same_documents(tmp_path: Path) -> None:
         for name, bucket in zip(("a", "b"), VALUES["buckets"], strict=True)
     }
     variables = {"name": "n", "account_id": ACCOUNT, "group": "fleet", "regions": regions, "zone_id": "Z0AGENTS"}
+    variables["kms_key_arns"] = [KEY]
     variables["dns_name"] = VALUES["name"]
     (tmp_path / "terraform.tfvars.json").write_text(json.dumps(variables))
     terraform(tmp_path, "init", "-backend=false", "-input=false")

@@ -14,7 +14,9 @@ locals {
     environment_tag = var.environment_tag
   }
 
-  policies = {
+  seals = { key_arns = var.kms_key_arns, group = var.group }
+
+  policies = merge({
     streaming = templatefile("${path.module}/policies/streaming.json.tftpl", local.copies)
     promotion = templatefile("${path.module}/policies/promotion.json.tftpl", {
       zone_arn     = "arn:${var.partition}:route53:::hostedzone/${var.zone_id}"
@@ -22,17 +24,22 @@ locals {
       record_names = [local.dns_name, "_dr-epoch.${local.dns_name}"]
     })
     drills = templatefile("${path.module}/policies/drills.json.tftpl", local.copies)
-  }
+    }, length(var.kms_key_arns) == 0 ? {} : {
+    sealing   = templatefile("${path.module}/policies/sealing.json.tftpl", local.seals)
+    unsealing = templatefile("${path.module}/policies/unsealing.json.tftpl", local.seals)
+  })
 
   roles = {
     for name, role in {
-      controller = { trust = var.controller_trust_policy, policies = ["streaming", "promotion"] }
-      drills     = { trust = var.drills_trust_policy, policies = ["drills"] }
+      controller = { trust = var.controller_trust_policy, policies = ["streaming", "promotion", "sealing"] }
+      drills     = { trust = var.drills_trust_policy, policies = ["drills", "unsealing"] }
     } : name => role if role.trust != ""
   }
 
   attachments = merge([
-    for name, role in local.roles : { for policy in role.policies : "${name}-${policy}" => { role = name, policy = policy } }
+    for name, role in local.roles : {
+      for policy in role.policies : "${name}-${policy}" => { role = name, policy = policy } if contains(keys(local.policies), policy)
+    }
   ]...)
 }
 

@@ -1,5 +1,5 @@
 output "policy_documents" {
-  description = "The policies as JSON, by name: streaming, promotion, drills."
+  description = "The policies as JSON, by name: streaming, promotion, drills, and with keys sealing and unsealing."
   value       = local.policies
 }
 

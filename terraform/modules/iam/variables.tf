@@ -99,6 +99,17 @@ variable "dns_name" {
   }
 }
 
+variable "kms_key_arns" {
+  description = "KMS keys of the regions (settings regions.NAME.kms_key and former_kms_keys) by ARN, for sealed objects; empty for none."
+  type        = list(string)
+  default     = []
+
+  validation {
+    condition     = alltrue([for arn in var.kms_key_arns : can(regex("^arn:[a-z-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", arn))])
+    error_message = "every kms_key_arns must be the ARN of a key: IAM does not follow aliases."
+  }
+}
+
 variable "environment_tag" {
   description = "Key of the tag whose value production keeps drills away."
   type        = string
