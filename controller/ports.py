@@ -21,6 +21,7 @@ from controller.domain.model import (
     Baseline,
     CatalogueEntry,
     Commit,
+    EpochStart,
     Fence,
     Frame,
     Head,
@@ -201,6 +202,11 @@ class RegionShelf(Protocol):
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         """Writes one item for each agent, over what is there. Reads the head first and raises FenceLost; the items themselves
         carry no condition, so each new epoch writes all of them again."""
+        ...
+
+    async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
+        """Drops the first entry of the head's epochs, IF epoch = fence.epoch, it still is ``start`` and another one follows.
+        Idempotent. Raises FenceLost, Conflict, Unavailable, OutcomeUnknown."""
         ...
 
 

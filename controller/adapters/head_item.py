@@ -289,6 +289,26 @@ def base_update(group: str, fence: Fence, expected: Head, to: Baseline) -> dict[
     )
 
 
+def forget_update(group: str, fence: Fence, start: EpochStart) -> dict[str, Any]:
+    """Drops the first of the head's epochs, ``IF`` the epoch is ours, it is ``start`` and another one follows. Nothing is
+    written that an ``advance`` on its way could append to: the list only gets shorter at its other end."""
+    return {
+        "Key": head_key(group, fence.stream),
+        "UpdateExpression": "REMOVE #epochs[0]",
+        "ConditionExpression": "#epoch = :e AND #writer = :w AND #epochs[0][0] = :gone AND #epochs[0][1] = :first "
+        "AND attribute_exists(#epochs[1])",
+        "ExpressionAttributeNames": {"#epoch": "epoch", "#writer": "writer", "#epochs": "epochs"},
+        "ExpressionAttributeValues": {
+            ":e": _n(fence.epoch),
+            ":w": _s(fence.writer),
+            ":gone": _n(start.epoch),
+            ":first": _n(start.first_seq),
+        },
+        "ReturnValues": "ALL_NEW",
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
 def reach(to: Baseline) -> int:
     """The last segment that a head must have for ``to`` to be true of it."""
     return max(to.base - 1, *(found.seq for found in to.snapshots), 0)

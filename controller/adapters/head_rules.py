@@ -205,9 +205,7 @@ def check_held(head: Head, fence: Fence) -> None:
 
 def check_size(head: Head, region: str) -> None:
     """Raises Refused when the head would come near DynamoDB's limit. Grows with epochs and salvage only."""
-    if len(head.epochs) + sum(1 + len(s.epochs) for s in head.salvage) < ENTRIES_SURELY_SMALL:
-        return
-    size = item_bytes(head_to_item(" " * 200, head))
+    size = head_bytes(head)
     if size > ITEM_GUARD_BYTES:
         raise Refused(
             f"head of {head.stream} in {region} would have {size} bytes ("
@@ -345,6 +343,16 @@ def settled_base(head: Head, fence: Fence, expected: Head, to: Baseline) -> bool
     )
 
 
+def settled_forget(head: Head, fence: Fence, start: EpochStart) -> bool:
+    """True: the head does not name this epoch any more. Raises FenceLost, Conflict."""
+    _fenced(head, fence)
+    if start not in head.epochs:
+        return True
+    if head.epochs[0] == start and len(head.epochs) > 1:
+        return False
+    raise Conflict(f"epoch {start.epoch} is not the first that the head of {fence.stream} names", hint=_READ_AGAIN)
+
+
 def _fenced(head: Head, fence: Fence) -> None:
     if head.epoch < fence.epoch:
         raise Conflict(
@@ -402,6 +410,17 @@ def after_realign(head: Head, fence: Fence, to: Realignment) -> Head:
         writer=fence.writer,
         snapshots=within(head.snapshots, to),
     )
+
+
+def after_forget(head: Head) -> Head:
+    """The head once its first epoch has been dropped."""
+    return replace(head, epochs=head.epochs[1:])
+
+
+def head_bytes(head: Head) -> int:
+    """Size of the head's item, at most; 0 while it is surely small."""
+    entries = len(head.epochs) + sum(1 + len(cut.epochs) for cut in head.salvage)
+    return item_bytes(head_to_item(" " * 200, head)) if entries >= ENTRIES_SURELY_SMALL else 0
 
 
 def after_base(head: Head, to: Baseline) -> Head:

@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 
 from controller.adapters import catalogue_item, head_item, head_rules
 from controller.adapters.aws_errors import translate
-from controller.domain.model import Baseline, CatalogueEntry, Fence, Head, SegmentRef, SnapshotRef
+from controller.domain.model import Baseline, CatalogueEntry, EpochStart, Fence, Head, SegmentRef, SnapshotRef
 from controller.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -103,6 +103,14 @@ class AwsShelf:
                             f"{failed[0].get('Key')}: {failed[0].get('Code')}",
                             hint="check that the controller may delete objects; it is tried again",
                         )
+
+    async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
+        head_rules.check_fence(fence)
+        return await self._update_head(
+            fence,
+            head_item.forget_update(self._group, fence, start),
+            lambda head: head_rules.settled_forget(head, fence, start),
+        )
 
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         head_rules.check_fence(fence)

@@ -24,6 +24,7 @@ from controller.domain.model import (
     Baseline,
     CatalogueEntry,
     Commit,
+    EpochStart,
     Fence,
     Head,
     Realignment,
@@ -239,6 +240,9 @@ class SealedStore:
 
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         await self._inner.put_catalogue(fence, entries)
+
+    async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
+        return await self._inner.forget_epoch(fence, start)
 
     async def inspect_head(self, stream: str) -> FoundHead:
         return await self._inner.inspect_head(stream)

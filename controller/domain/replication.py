@@ -12,8 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from controller.domain.model import EpochStart, Head, Salvage
+from controller.errors import Refused
+
+FORKS_MAX = 5_000
+"""Forks of one stream that may be recorded: about 200 KB of etcd's 1.5 MB for a request, and fewer than a head item holds."""
 
 
 def fence_quorum(stores: Collection[str]) -> int:
@@ -57,8 +62,13 @@ def owner(starts: Iterable[EpochStart], seq: int) -> int:
 def with_fork(starts: tuple[EpochStart, ...], new: EpochStart) -> tuple[EpochStart, ...]:
     """``starts`` after epoch ``new.epoch`` opened at ``new.first_seq``: what begins there or later is no history any more.
 
-    Raises ValueError when the epoch is not greater than every recorded one.
+    Raises ValueError when the epoch is not greater than every recorded one, Refused when they are too many.
     """
+    if len(starts) >= FORKS_MAX:
+        raise Refused(
+            f"{len(starts):,} forks are recorded, and no more than {FORKS_MAX:,} can be: epoch {new.epoch} does not open",
+            hint="bring every store back: once retention has moved their bases, old forks are dropped",
+        )
     if starts and new.epoch <= max(start.epoch for start in starts):
         raise ValueError(f"epoch {new.epoch} is not greater than the recorded {max(s.epoch for s in starts)}")
     return (*(start for start in starts if start.first_seq < new.first_seq), new)
@@ -67,6 +77,19 @@ def with_fork(starts: tuple[EpochStart, ...], new: EpochStart) -> tuple[EpochSta
 def cut(starts: tuple[EpochStart, ...], seq: int) -> tuple[EpochStart, ...]:
     """The part of ``starts`` that matters for ``1 … seq``."""
     return tuple(start for start in starts if start.first_seq <= seq)
+
+
+def passed(starts: tuple[EpochStart, ...], bases: Collection[int]) -> tuple[EpochStart, ...]:
+    """The leading entries that are not needed any more: of stores with these ``bases`` none keeps a segment of theirs, nor
+    begins right after one. Only to be dropped while every store of the group is among them and none is unaligned: a store that
+    comes back with an older history is judged by what is recorded."""
+    floor = min(bases, default=1)
+    return tuple(start for start, following in pairwise(starts) if following.first_seq < floor)
+
+
+def crowded(forks: int) -> bool:
+    """Whether so many recorded forks are half of what may be recorded."""
+    return 2 * forks >= FORKS_MAX
 
 
 def head_problem(head: Head) -> str | None:
@@ -79,14 +102,22 @@ def head_problem(head: Head) -> str | None:
         return "its epochs do not ascend"
     if head.epochs and (firsts[0] < 1 or firsts[-1] > head.seq):
         return f"its epochs begin at {firsts[0]}..{firsts[-1]} and it has {head.seq} segments"
+    if head.epochs and firsts[0] > head.base:
+        return f"its base is {head.base} and its epochs begin at {firsts[0]}"
     if epochs and epochs[-1] > head.epoch:
         return f"epoch {epochs[-1]} wrote to it and it is fenced at {head.epoch}"
     return None
 
 
 def valid_length(head: Head, forks: tuple[EpochStart, ...]) -> int:
-    """Greatest seq up to which ``head``'s history contradicts no recorded fork. Both lists ascend by first_seq."""
-    bounds = sorted({start.first_seq for start in (*head.epochs, *forks)})
+    """Greatest seq up to which ``head``'s history contradicts no recorded fork. Both lists ascend by first_seq.
+
+    Either list may have lost what was ``passed``: they are compared from where both begin. That is never after a store's base;
+    of a store that nevertheless keeps older segments nothing can be judged, so nothing of it is valid."""
+    known = max((starts[0].first_seq for starts in (head.epochs, forks) if starts), default=1)
+    if known > head.base:
+        return head.base - 1
+    bounds = sorted({start.first_seq for start in (*head.epochs, *forks) if start.first_seq >= known})
     for first in bounds:
         if first > head.seq:
             break
@@ -124,14 +155,19 @@ class Choice:
 def align(region: str, head: Head, forks: tuple[EpochStart, ...], length: int, epoch: int) -> Alignment:
     """What ``region``'s store needs so that its history is a prefix of the chosen one, which has ``length`` segments."""
     keep = min(valid_length(head, forks), length)
+    return Alignment(region, keep, tail_of(head, keep, epoch))
+
+
+def tail_of(head: Head, keep: int, epoch: int) -> Salvage | None:
+    """What holder ``epoch`` cuts off a head of which ``keep`` segments stay; None when that is nothing."""
     if keep == head.seq:
-        return Alignment(region, keep, None)
+        return None
     tail = tuple(
         EpochStart(start.epoch, max(start.first_seq, keep + 1))
         for start, following in zip(head.epochs, (*head.epochs[1:], None), strict=True)
         if following is None or following.first_seq > keep + 1
     )
-    return Alignment(region, keep, Salvage(keep + 1, head.seq, tail, head.chain, epoch))
+    return Salvage(keep + 1, head.seq, tail, head.chain, epoch)
 
 
 def choose(heads: Mapping[str, Head], forks: tuple[EpochStart, ...], *, home: str, epoch: int) -> Choice:

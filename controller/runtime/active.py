@@ -36,6 +36,7 @@ from controller.runtime.plans import PlanBook
 from controller.runtime.promotion import Promotion, PromotionPolicy
 from controller.runtime.reporter import Reporter, ReportPolicy, own_agent
 from controller.runtime.retention import Retention, RetentionPolicy
+from controller.runtime.shortening import Shortener
 from controller.runtime.tenure import Tenure
 from controller.runtime.together import BEFORE_OPEN, POLL_SECONDS, Together
 from controller.runtime.watch import Watch
@@ -107,6 +108,7 @@ class Active:
         self.failsafe: Failsafe | None = None
         enabled = shell.settings.etcd.failsafe and shell.ports.peers is not None
         self._failsafe_seconds = float(shell.settings.etcd.ttl_seconds) if enabled else 0.0
+        self.shortener: Shortener | None = None
         self.last_report: StreamReport | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
@@ -344,6 +346,7 @@ class Active:
             clock=ports.clock,
             policy=RetentionPolicy(stream.retention_seconds, stream.snapshot_seconds),
         )
+        self.shortener = Shortener(writer, ports.stores, ports.coordinator, shell.keys, self.tenure, ports.clock)
         # While a plan is unfinished nothing is handed out before its step `resume`, at the plan's pace.
         if self.lead:
             await self._start_fleet()
@@ -568,7 +571,9 @@ class Active:
             return None
         for _ in range(RETENTION_STEPS):
             said = await self.retention.step()
-            if said is None or said:
+            if said is None:
+                return await self.shortener.step() if self.shortener is not None else None
+            if said:
                 return said
         return None
 

@@ -32,7 +32,6 @@ from typing import TypeVar
 from controller import __version__
 from controller.domain.fleet import FleetPolicy
 from controller.domain.model import (
-    Authority,
     Fence,
     Forks,
     Head,
@@ -46,13 +45,12 @@ from controller.domain.plan import Evidence
 from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.domain.sharing import LEAD, stream_names
 from controller.errors import Corrupt, DrError, Refused, Unavailable, WrongGroup
-from controller.ports import Compare, Get, Page
+from controller.ports import Compare, Page
 from controller.runtime.active import Active, Ports, Shell
 from controller.runtime.archive import Archive
 from controller.runtime.audit import Audit
 from controller.runtime.desk import Desk
 from controller.runtime.documents import Keys, Seen, read, read_readable
-from controller.runtime.documents import seen as document
 from controller.runtime.evidence import Coordination, LocalKnowledge, gather, look, read_heads
 from controller.runtime.fleet import FleetManager
 from controller.runtime.membership import Membership
@@ -60,7 +58,6 @@ from controller.runtime.mender import Mender
 from controller.runtime.metrics import Metrics
 from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
-from controller.runtime.recovery import other_cluster
 from controller.runtime.restorer import Restorer
 from controller.runtime.routing import Router
 from controller.runtime.service import (
@@ -363,11 +360,6 @@ class Controller(Desk):
     async def _acquire(self, stream: str) -> Tenure | str:
         """One attempt. Returns the tenure, or why not. Raises Refused when etcd has forgotten, or may have, what the stores
         know: also a snapshot that knows every epoch may be older than the record of who acknowledged alone."""
-        here = await self._ports.coordinator.txn([], [Get(self._keys.authority)])
-        authority = document(here.items[0], Authority)
-        restored = other_cluster(authority.value, here.cluster) if authority else None
-        if restored is not None:
-            raise Refused(restored, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
         heads = await read_heads(self._outside, stream)
         known = {region: head for region, head in heads.items() if isinstance(head, Head)}
         forks = await read(self._ports.coordinator, self._keys.forks(stream), Forks)

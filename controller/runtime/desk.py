@@ -50,6 +50,7 @@ from controller.runtime.service import (
     PlanRequest,
     Status,
 )
+from controller.runtime.shortening import crowding
 from controller.runtime.status import Observation, compose
 from controller.runtime.verifier import Verifier
 from controller.runtime.watch import Watch
@@ -316,12 +317,19 @@ class Desk(ABC):
         sealing = () if self._ports.seals is None else self._ports.seals.warnings()
         for stream, since in self._failsafe().items():
             loops.append(f"failsafe: {stream} goes on without etcd since {strftime('%H:%M:%S', gmtime(since))} UTC")
+        for stream, heads in sorted(self._heads.items()):
+            loops += crowding(stream, heads, self._forks(stream))
         return (*loops, *sealing, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
 
     def _failsafe(self) -> dict[str, float]:
         """Streams that are held past their lease, with the wall time since when."""
         found = {stream: active.failsafe for stream, active in self._actives.items() if active.failsafe is not None}
         return {stream: failsafe.since for stream, failsafe in found.items() if failsafe.since}
+
+    def _forks(self, stream: str) -> int:
+        """Recorded forks of a stream that is held here; 0 = not known."""
+        active = self._actives.get(stream)
+        return active.shortener.forks if active is not None and active.shortener is not None else 0
 
     async def members(self) -> tuple[Member, ...]:
         return (await look(self._outside)).members
@@ -402,7 +410,8 @@ class Desk(ABC):
             at = Keeping(self._view, stream).closed_at(head.snapshots[-1].seq) if head.snapshots else None
             active = self._actives.get(stream)
             size = None if active is None or active.retention is None else active.retention.kept_bytes
-            found[stream] = Kept(head.base, None if at is None else max(0.0, self._clock.wall() - at), size)
+            age = None if at is None else max(0.0, self._clock.wall() - at)
+            found[stream] = Kept(head.base, age, size, len(head.epochs), len(head.salvage), self._forks(stream) or None)
         return found
 
 

@@ -18,6 +18,11 @@ class Kept:
     base: int
     snapshot_age_seconds: float | None
     bytes: int | None
+    epochs: int = 0
+    """That the head names."""
+    salvage: int = 0
+    forks: int | None = None
+    """That are recorded in etcd."""
 
 
 class Metrics:
@@ -56,6 +61,13 @@ class Metrics:
         self._kept_bytes = Gauge(
             "dr_kept_bytes", "Bytes of the segments from the base on, as of the last snapshot", streams, registry=self._registry
         )
+        self._head_entries = Gauge(
+            "dr_head_entries",
+            "Epochs and salvages that the head in this region's store names; its item has a bound",
+            (*streams, "what"),
+            registry=self._registry,
+        )
+        self._forks = Gauge("dr_forks", "Forks that are recorded in etcd, of at most 5000", streams, registry=self._registry)
         self._exposure = Gauge(
             "dr_exposure_seconds",
             "What would be lost if any one region vanished now",
@@ -100,10 +112,14 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _set_kept(self, kept: Mapping[str, Kept]) -> None:
-        for gauge in (self._base, self._snapshot_age, self._kept_bytes):
+        for gauge in (self._base, self._snapshot_age, self._kept_bytes, self._head_entries, self._forks):
             gauge.clear()
         for stream, found in kept.items():
             self._base.labels(*self._labels, stream).set(found.base)
+            self._head_entries.labels(*self._labels, stream, "epochs").set(found.epochs)
+            self._head_entries.labels(*self._labels, stream, "salvages").set(found.salvage)
+            if found.forks is not None:
+                self._forks.labels(*self._labels, stream).set(found.forks)
             if found.snapshot_age_seconds is not None:
                 self._snapshot_age.labels(*self._labels, stream).set(found.snapshot_age_seconds)
             if found.bytes is not None:

@@ -15,6 +15,8 @@ from controller.domain.model import Authority, Barrier, Fence, Holder
 from controller.errors import DrError, OutcomeUnknown, Refused, Unavailable
 from controller.ports import Clock, Compare, Coordinator, Get, Lease, Put
 from controller.runtime.documents import Keys, Seen, decode, encode, read
+from controller.runtime.documents import seen as document
+from controller.runtime.recovery import other_cluster
 
 
 class Tenure:
@@ -152,9 +154,14 @@ async def acquire(
     """Takes the stream with a new epoch, if that is allowed. Returns the tenure, or why not.
 
     The epoch is incremented in the authority and written into the leased holder key by one transaction, which compares the
-    authority as read and that nobody holds the stream. Raises Unavailable, Refused (see ``may_acquire``).
+    authority as read and that nobody holds the stream. Raises Unavailable, and Refused: see ``may_acquire``, or etcd is not the
+    cluster that the authority was recorded in.
     """
-    authority = await read(coordinator, keys.authority, Authority)
+    here = await coordinator.txn([], [Get(keys.authority)])
+    authority = document(here.items[0], Authority)
+    restored = other_cluster(authority.value, here.cluster) if authority else None
+    if restored is not None:
+        raise Refused(restored, hint="compare the stores with `drctl status`, then confirm with `drctl recover`")
     found = await read(coordinator, keys.holder(stream), Holder)
     reason = may_acquire(authority, found.value if found else None, region, floor)
     if reason is not None:

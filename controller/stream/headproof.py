@@ -104,9 +104,14 @@ async def _turns(seen: Examined, store: RegionStore, known: Head) -> None:
     head = seen.sane
     assert head is not None
     common = min(head.seq, known.seq)
-    if cut(head.epochs, common) == cut(known.epochs, common):
+    # Either may have dropped entries that every base has passed: they are compared from where both begin.
+    begin = max((starts[0].first_seq for starts in (head.epochs, known.epochs) if starts), default=1)
+    bounds = sorted({start.first_seq for start in (*head.epochs, *known.epochs) if begin <= start.first_seq <= common})
+    theirs = {start.epoch: start for start in known.epochs}
+    same = all(theirs.get(start.epoch, start) == start for start in cut(head.epochs, common))
+    same = same and all(owner(head.epochs, seq) == owner(known.epochs, seq) for seq in bounds)
+    if same and begin <= max(head.base, known.base):
         return
-    bounds = sorted({start.first_seq for start in (*head.epochs, *known.epochs) if start.first_seq <= common})
     at = next((seq for seq in bounds if owner(head.epochs, seq) != owner(known.epochs, seq)), None)
     if at is not None and owner(head.epochs, at):
         ours = await store.inspect_object(SegmentRef(head.stream, at, owner(head.epochs, at)))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from controller.domain import replication, retention
-from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, Salvage, SegmentRef
+from controller.domain.model import GENESIS, Commit, EpochStart, Fence, Head, Realignment, SegmentRef
 from controller.errors import Corrupt, DrError, FenceLost, NotFound, Unavailable
 from controller.ports import RegionStore
 from controller.stream.limits import ORIGIN
@@ -133,10 +133,7 @@ async def reseed(
     """Lets a store that is behind everything that is still kept begin anew where ``source`` begins. What it held becomes
     salvage. ``after_base``: frames and bytes of the source from its base on; so the counters stay those of the history."""
     chain, seq = source.base_chain, source.base - 1
-    salvage = None
-    if head.seq >= head.base:
-        held = tuple(start for start in head.epochs if start.first_seq <= head.seq)
-        salvage = Salvage(head.base, head.seq, held, head.chain, fence.epoch)
+    salvage = replication.tail_of(head, head.base - 1, fence.epoch)
     return await store.realign(
         fence,
         head,

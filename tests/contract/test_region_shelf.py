@@ -261,6 +261,42 @@ async def test_a_snapshot_that_the_head_names_is_kept(store: RegionStore) -> Non
     assert await store.list_snapshots(S) == (SnapshotRef(S, 3, 1),)
 
 
+# ---------------------------------------------------------------------------------------------------------------- epochs
+
+
+async def test_the_first_of_several_epochs_is_dropped_under_the_fence_and_nothing_else_is(store: RegionStore) -> None:
+    for epoch in (1, 2, 5):
+        await grown(store, epoch, 2)
+    starts = (EpochStart(1, 1), EpochStart(2, 3), EpochStart(5, 5))
+    before = await store.read_head(S)
+    assert before.epochs == starts
+    with pytest.raises(FenceLost):
+        await store.forget_epoch(token(2), starts[0])
+    with pytest.raises(Conflict):
+        await store.forget_epoch(token(6), starts[0])
+    with pytest.raises(Conflict):
+        await store.forget_epoch(token(5), starts[1])  # not the first
+    assert await store.forget_epoch(token(5), starts[0]) == replace(before, epochs=starts[1:])
+    assert (await store.forget_epoch(token(5), starts[0])).epochs == starts[1:]  # it is so already
+    head = await store.forget_epoch(token(5), starts[1])
+    assert head.epochs == starts[2:]
+    with pytest.raises(Conflict):
+        await store.forget_epoch(token(5), starts[2])  # the last one says who owns what is there
+    assert await store.read_head(S) == replace(before, epochs=starts[2:])
+    await store.put_segment(token(5), SegmentRef(S, 7, 5), b"x")
+    assert (await store.advance(token(5), next_commit(head, token(5)))).epochs == starts[2:]
+
+
+async def test_an_epoch_that_begins_while_another_is_dropped_is_not_lost(store: RegionStore) -> None:
+    await grown(store, 1, 1)
+    head = await grown(store, 2, 1)
+    fence = token(3)
+    head = await store.fence(fence)
+    await store.put_segment(fence, SegmentRef(S, 3, 3), b"x")
+    await asyncio.gather(store.advance(fence, next_commit(head, fence)), store.forget_epoch(fence, EpochStart(1, 1)))
+    assert (await store.read_head(S)).epochs == (EpochStart(2, 2), EpochStart(3, 3))
+
+
 # ------------------------------------------------------------------------------------------------------------- catalogue
 
 

@@ -13,6 +13,7 @@ from controller.domain.model import (
     Baseline,
     CatalogueEntry,
     Commit,
+    EpochStart,
     Fence,
     Head,
     Realignment,
@@ -223,6 +224,9 @@ class WatchedStore:
     async def delete_snapshots(self, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
         call = self._call("delete_snapshots", fence, refs)
         await self._through(call, lambda: self._inner.delete_snapshots(fence, refs))
+
+    async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
+        return await self._through(self._call("forget_epoch", fence, start), lambda: self._inner.forget_epoch(fence, start))
 
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         call = self._call("put_catalogue", fence, entries)

@@ -10,8 +10,9 @@ from typing import Any
 
 from controller.adapters.memory.gate import OpenGate
 from controller.adapters.memory.region_store import MemoryRegionStore
-from controller.domain.model import SegmentRef
+from controller.domain.model import Forks, SegmentRef
 from controller.lab.virtual_time import VirtualClock, run_virtual
+from controller.runtime.documents import read
 from controller.stream.follower import Follower
 from controller.stream.reader import warm
 from controller.stream.segment import decode_segment, next_chain
@@ -112,3 +113,68 @@ def story(keys_dir: Path) -> Any:
 
 def test_a_failover_between_rounds_loses_nothing_and_the_lost_region_is_seeded_anew(keys_dir: Path) -> None:
     run_virtual(story(keys_dir), limit_seconds=5_000)
+
+
+def restarts(keys_dir: Path) -> Any:
+    """Every restart adds a fork and an entry to each head. They are dropped once every base is past them, and not before."""
+
+    async def play() -> None:
+        world = World(keys_dir, stream={**SHORT["stream"], "retention_seconds": 60.0, "snapshot_seconds": 20.0})
+        await world.found()
+        for region in REGIONS:
+            world.start(region, "a")
+        await world.until(lambda: world.active_in(HOME), 20, "home being active")
+        acked: dict[str, tuple[str, bytes]] = {}
+        step = 0
+
+        async def work(seconds: float) -> None:
+            nonlocal step
+            for _ in range(int(seconds / 5)):
+                step += 1
+                ack = await world.put("busy", f"{step:06d}", b"%d" % step * 300, 2)
+                assert ack is not None
+                assert ack.status != "failed", ack
+                acked["busy"] = f"{step:06d}", b"%d" % step * 300
+                await world.wait(5.0)
+
+        async def again(region: str) -> None:
+            await world.kill(region, "a")
+            world.start(region, "a")
+            await world.until(lambda: world.active_in(region), 60, "the next life serving")
+
+        async def counted() -> dict[str, int]:
+            forks = await read(world.coordinator, world.keys.forks(STREAM), Forks)
+            assert forks is not None
+            return {"etcd": len(forks.value.starts)} | {r: len(world.servers[r].head(STREAM).epochs) for r in REGIONS}
+
+        for _ in range(3):
+            await work(10)
+            await again(HOME)
+        await work(10)
+        assert await counted() == dict.fromkeys(["etcd", *REGIONS], 4)
+        await work(120)
+        assert await counted() == dict.fromkeys(["etcd", *REGIONS], 1)
+        await again(HOME)  # opens on what was shortened
+
+        await world.lose_region(THIRD)  # it may come back with an old history: all is kept to judge it by
+        await work(120)
+        assert (await counted())["etcd"] == 2
+        head = world.servers[HOME].head(STREAM)
+        assert head.base > head.epochs[-1].first_seq
+        world.bring_back(THIRD)
+        await work(60)
+        assert await counted() == dict.fromkeys(["etcd", *REGIONS], 1)
+        await check(world, acked, REGIONS)
+
+        await world.lose_region(HOME)
+        await world.wait(20)
+        await world.order("failover", TARGET)
+        await world.until(lambda: world.active_in(TARGET), 60, "the target serving")
+        await work(10)
+        await check(world, acked, (TARGET, THIRD))
+
+    return play()
+
+
+def test_forks_and_epochs_that_every_base_is_past_are_dropped_and_none_while_a_store_is_away(keys_dir: Path) -> None:
+    run_virtual(restarts(keys_dir), limit_seconds=5_000)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from controller.domain import replication
 from controller.domain.model import EpochStart, Forks, Head, Salvage
+from controller.errors import Refused
 
 REGIONS = ("a", "b", "c", "d", "e")
 SEEDS = 300
@@ -514,6 +515,56 @@ def test_a_history_is_valid_as_far_as_it_contradicts_no_fork(
 ) -> None:
     head = Head("0", seq=seq, epochs=tuple(start(*one) for one in epochs))
     assert replication.valid_length(head, tuple(start(*one) for one in forks)) == valid
+
+
+@pytest.mark.parametrize(
+    ("bases", "gone"),
+    [((1, 1), 0), ((10, 10), 0), ((11, 11), 1), ((11, 10), 0), ((30, 21), 2), ((99, 99), 2), ((), 0)],
+)
+def test_an_epoch_is_passed_when_no_store_keeps_or_follows_a_segment_of_it(bases: tuple[int, ...], gone: int) -> None:
+    starts = (start(1, 1), start(3, 10), start(4, 20))
+    assert replication.passed(starts, bases) == starts[:gone]
+
+
+@given(data=st.data())
+def test_what_was_passed_and_dropped_changes_no_judgement_of_a_store_that_is_past_it(data: st.DataObject) -> None:
+    firsts = sorted(data.draw(st.sets(st.integers(2, 40), min_size=1, max_size=6)) | {1})
+    forks = tuple(start(number, first) for number, first in enumerate(firsts, start=1))
+    seq = data.draw(st.integers(firsts[-1], 60))
+    base = data.draw(st.integers(1, seq + 1))
+    at = data.draw(st.integers(base, seq + 1))  # where the store turns away, if it does: after its base
+    mine = tuple(one for one in forks if one.first_seq < at)
+    mine = (*mine, start(99, at)) if data.draw(st.booleans()) and at <= seq else mine
+    head = Head("0", seq=seq, epochs=mine, base=base)
+    expected = replication.valid_length(head, forks)
+    for others in (1, 2):
+        shorter = forks[len(replication.passed(forks, [base] * others)) :]
+        for epochs in (mine, mine[len(replication.passed(mine, [base])) :]):
+            assert replication.valid_length(replace(head, epochs=epochs), shorter) == expected
+            assert replication.valid_length(replace(head, epochs=epochs), forks) == expected
+
+
+def test_a_store_that_comes_back_with_segments_from_before_everything_that_is_recorded_keeps_nothing() -> None:
+    forks = (start(7, 1000), start(9, 1200))
+    for head in (
+        Head("0", seq=1500, epochs=(start(3, 1),)),
+        Head("0", seq=500, epochs=(start(3, 1),), base=200),
+        Head("0", seq=1500, epochs=(start(3, 1), start(7, 1000)), base=900),
+    ):
+        assert replication.valid_length(head, forks) == head.base - 1
+        tail = replication.align("x", head, forks, 2000, 9).salvage
+        assert tail is not None
+        assert (tail.first_seq, tail.last_seq, tail.epochs[0].first_seq) == (head.base, head.seq, head.base)
+    assert replication.valid_length(Head("0"), forks) == 0
+
+
+def test_too_many_forks_are_refused_in_one_sentence_and_half_of_them_warn() -> None:
+    starts = tuple(start(number, number) for number in range(1, replication.FORKS_MAX + 1))
+    with pytest.raises(Refused, match=r"5,000 forks are recorded.*epoch 6000 does not open"):
+        replication.with_fork(starts, start(6000, 9000))
+    assert len(replication.with_fork(starts[:-1], start(6000, 9000))) == replication.FORKS_MAX
+    assert replication.crowded(replication.FORKS_MAX // 2)
+    assert not replication.crowded(replication.FORKS_MAX // 2 - 1)
 
 
 def test_a_dead_forks_longer_history_loses_against_a_shorter_valid_one() -> None:

@@ -20,6 +20,7 @@ from controller.domain.model import (
     Baseline,
     CatalogueEntry,
     Commit,
+    EpochStart,
     Fence,
     Head,
     Realignment,
@@ -328,6 +329,12 @@ class MemoryRegionStore:
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         head_rules.check_fence(fence)
         await self._call("put_catalogue", lambda: self._server.put_catalogue(fence, entries), mutates=True)
+
+    async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
+        head_rules.check_fence(fence)
+        return await self._update(
+            "forget_epoch", fence, lambda head: head_rules.settled_forget(head, fence, start), head_rules.after_forget
+        )
 
     async def inspect_object(self, ref: SegmentRef | SnapshotRef) -> FoundObject:
         head_rules.check_ref(ref)
