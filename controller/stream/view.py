@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,11 +103,11 @@ class View:
         return self._tables
 
     def close(self) -> None:
-        """Closes the file, newest bodies in it. The view is not usable afterwards."""
-        try:
+        """Closes the file, newest bodies in it as far as they can be written: the others are cold at the next start. The view is
+        not usable afterwards."""
+        with suppress(Unavailable, Corrupt):
             self._warmth.write_all()
-        finally:
-            self._tables.close()
+        self._tables.close()
 
     def settle(self) -> None:
         """Call it every second: writes newest bodies that have not changed for a while to the file, a few MiB at most.

@@ -31,6 +31,8 @@ from tests.benchmarks.wire import wire
 FIGURES: dict[str, Callable[[Run], Awaitable[dict[str, Any]]]] = {
     "rates": rates, "wire": wire, "latency": latency, "cpu": cpu, "large": large, "reading": reading, "growth": growth,
 }  # fmt: skip
+GRACE_SECONDS = 30.0
+"""For ending what was cut off."""
 NEED_PEER = {"rates", "wire", "reading"}
 
 
@@ -64,7 +66,8 @@ async def measure(run: Run, names: list[str], *, readme: bool) -> None:
         try:
             if name in NEED_PEER and run.peer_python is None:
                 run.peer_python = await asyncio.to_thread(environment, ROOT / "build" / "peer")
-            found = await FIGURES[name](run)
+            async with asyncio.timeout(max(0.0, run.ends - time.monotonic()) + GRACE_SECONDS):
+                found = await FIGURES[name](run)
         except Exception as error:  # noqa: BLE001 - a figure that fails must not cost the others
             traceback.print_exc()
             run.say(f"{name} failed: {error!r}")
@@ -78,7 +81,8 @@ async def measure(run: Run, names: list[str], *, readme: bool) -> None:
 def main() -> int:
     options = argparse.ArgumentParser(prog="make bench", description="Measures against a peer, and writes README.md.")
     options.add_argument("figures", nargs="*", choices=[[], *FIGURES], help=f"which of {', '.join(FIGURES)}; all when left out")
-    options.add_argument("--quick", action="store_true", help="about two minutes: one round, fewer sizes and agents")
+    options.add_argument("--quick", action="store_true", help="about five minutes: one round, fewer sizes and agents")
+    options.add_argument("--minutes", type=float, default=25.0, help="what is not done by then is left out, and said so")
     options.add_argument("--out", type=Path, default=ROOT / "build" / "bench", help="folder of results.json")
     options.add_argument("--keep", action="store_true", help="keep an earlier run's other figures")
     options.add_argument("--no-readme", action="store_true", help="leave README.md as it is")
@@ -86,6 +90,7 @@ def main() -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     use_lab_credentials()
     run = Run(chosen.out, chosen.quick)
+    run.ends = run.began + 60 * chosen.minutes
     earlier = chosen.out / "results.json"
     if chosen.keep and earlier.exists():
         run.results.update(json.loads(earlier.read_text()))

@@ -32,21 +32,16 @@ BATCH_AGENTS = 500
 
 
 async def growth(run: Run) -> dict[str, Any]:
-    rows = []
-    for agents in QUICK_COUNTS if run.quick else COUNTS:
-        try:
-            rows.append(await _count(run, agents))
-        except Exception as error:  # noqa: BLE001 - the smaller ones are worth having
-            run.say(f"{agents} agents failed: {error!r}")
-            rows.append({"agents": agents, "error": repr(error)[:500]})
-            continue
-        row = rows[-1]
+    async def measure(agents: int) -> dict[str, Any]:
+        row = await _count(run, agents)
         run.say(
             f"{agents} agents: {row['rate']:.0f}/s, holder {row['rss'] / 2**20:.0f} MiB, "
             f"view {row['view_bytes'] / 2**20:.1f} MiB, "
             f"fence to verified {row['move']['fence_to_verified_seconds']:.2f} s, cold start {row['cold_seconds']:.1f} s"
         )
-    return {"size": SIZE, "cases": rows}
+        return row
+
+    return {"size": SIZE, **await run.each(QUICK_COUNTS if run.quick else COUNTS, measure)}
 
 
 async def _count(run: Run, agents: int) -> dict[str, Any]:

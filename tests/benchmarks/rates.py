@@ -21,6 +21,7 @@ QUICK_CASES = (("2 KB", 500), ("80 KB", 50))
 TUNINGS = ((1, 1), (8, 1), (32, 1), (8, 2))
 """Threads per process, processes."""
 LOAD_PROCESSES = 2
+MANY = 500
 BATCH_RECORDS = {2_000: 30_000, 80_000: 6_000}
 
 
@@ -42,18 +43,20 @@ async def rates(run: Run) -> dict[str, Any]:
     return {**found, "tuned": {size: list(best) for size, best in tuned.items()}, "standbys": standbys}
 
 
-async def _peer_round(run: Run, size: str, agents: int, tuning: tuple[int, int], **more: Any) -> dict[str, Any]:
+async def _peer_round(
+    run: Run, size: str, agents: int, tuning: tuple[int, int], *, seconds: float = 4.0, **more: Any
+) -> dict[str, Any]:
     threads, processes = tuning
     assert run.peer_python is not None
     with peer_stand(run.peer_python) as peer:  # anew: stand-ins keep every body in memory
         jobs = split(agents, processes, size=SIZES[size], threads=threads, **more)
-        return await theirs(peer, jobs, warm=1.0, seconds=run.seconds(4.0))
+        return await theirs(peer, jobs, warm=1.0, seconds=run.seconds(seconds))
 
 
 async def _tune(run: Run, size: str, agents: int) -> tuple[int, int]:
     found = {}
     for tuning in TUNINGS if SIZES[size] < LARGE_BYTES else TUNINGS[1::2]:
-        found[tuning] = (await _peer_round(run, size, agents, tuning))["rate"]
+        found[tuning] = (await _peer_round(run, size, agents, tuning, seconds=2.5))["rate"]
     best = max(found, key=lambda tuning: found[tuning])
     tried = ", ".join(f"{threads}x{processes} {rate:.0f}/s" for (threads, processes), rate in found.items())
     run.say(f"peer, {size}: {tried}; best {best[0]}x{best[1]}")
@@ -71,7 +74,7 @@ async def _case(run: Run, size: str, agents: int, tuning: tuple[int, int]) -> di
             mine.append(await ours(ours_stand, jobs, warm=warm, seconds=run.seconds(6.0)))
             run.say(f"{size}, {agents} agents: peer {peers[-1]['rate']:.0f}/s, ours {mine[-1]['rate']:.0f}/s")
         batched = None
-        if nominal in BATCH_RECORDS:
+        if nominal in BATCH_RECORDS and (agents == MANY or run.quick):
             steps = BATCH_RECORDS[nominal] // agents // (3 if run.quick else 1)
             jobs = split(agents, LOAD_PROCESSES, mode="batch", size=nominal, run="b", steps=steps)
             batched = await _batched(ours_stand, jobs)

@@ -20,7 +20,7 @@ from tests.benchmarks.run import Run, split
 from tests.benchmarks.stand import Stand, stand
 from tests.benchmarks.states import SIZES
 
-CASES = ("2 KB", "80 KB", "720 KB")
+CASES = ("2 KB", "80 KB")
 AGENTS = 20
 MORE_STEPS = 8
 """After the last of a chain, so that it is no longer warm."""

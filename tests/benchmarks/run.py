@@ -16,6 +16,8 @@ from tests.benchmarks.peer_stand import PeerStand
 from tests.benchmarks.stand import Loader, Stand
 
 C = TypeVar("C")
+LEAST_SECONDS = 20.0
+"""Nothing is worth beginning with less."""
 
 
 @dataclass(slots=True)
@@ -26,6 +28,8 @@ class Run:
     quick: bool
     peer_python: Path | None = None
     began: float = field(default_factory=time.monotonic)
+    ends: float = float("inf")
+    """Monotonic time at which whatever runs is cut off, and after which nothing more begins."""
     results: dict[str, Any] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
@@ -36,8 +40,14 @@ class Run:
         """``cases``: what each gave; ``failed``: what became of the others. Raises RuntimeError when none gave anything."""
         found, failed = list[dict[str, Any]](), list[str]()
         for case in cases:
+            left = self.ends - time.monotonic()
+            if left < LEAST_SECONDS:
+                failed.append(f"{case}: no time was left (--minutes)")
+                self.say(failed[-1])
+                continue
             try:
-                found.append(await measure(case))
+                async with asyncio.timeout(left):
+                    found.append(await measure(case))
             except Exception as error:  # noqa: BLE001 - one case that fails must not cost the others
                 traceback.print_exc()
                 failed.append(f"{case}: {error!r}"[:300])

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from itertools import islice, pairwise
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -14,6 +15,7 @@ from tests.benchmarks import aims
 from tests.benchmarks.measure import percentile, summary
 from tests.benchmarks.prices import Use
 from tests.benchmarks.proxy import Count, Proxy, item_bytes
+from tests.benchmarks.run import Run
 from tests.benchmarks.states import SIZES, Conversation
 
 
@@ -89,3 +91,27 @@ async def test_the_proxy_passes_everything_on_and_counts_what_passes() -> None:
         object_bytes=5,
     )
     assert proxy.count.requests == {"dynamodb PutItem": 1, "s3 PUT": 1}
+
+
+async def test_a_case_that_fails_costs_no_other_and_is_named(tmp_path: Path) -> None:
+    async def measure(case: str) -> dict[str, str]:
+        if case == "bad":
+            raise ValueError("it broke")
+        return {"case": case}
+
+    run = Run(tmp_path, quick=True)
+    found = await run.each(["first", "bad", "last"], measure)
+    assert found["cases"] == [{"case": "first"}, {"case": "last"}]
+    assert found["failed"] == ["bad: ValueError('it broke')"]
+    with pytest.raises(RuntimeError, match="it broke"):
+        await run.each(["bad"], measure)
+
+
+async def test_what_there_is_no_time_for_is_left_out_and_named(tmp_path: Path) -> None:
+    async def measure(case: str) -> dict[str, str]:
+        run.ends = 0.0
+        return {"case": case}
+
+    run = Run(tmp_path, quick=True)
+    found = await run.each(["first", "second"], measure)
+    assert found == {"cases": [{"case": "first"}], "failed": ["second: no time was left (--minutes)"]}
