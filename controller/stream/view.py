@@ -103,8 +103,8 @@ class View:
         return self._tables
 
     def close(self) -> None:
-        """Closes the file, newest bodies in it as far as they can be written: the others are cold at the next start. The view is
-        not usable afterwards."""
+        """Closes the file. Newest bodies are written first; those that cannot be are cold at the next start. The view is not
+        usable afterwards."""
         with suppress(Unavailable, Corrupt):
             self._warmth.write_all()
         self._tables.close()
