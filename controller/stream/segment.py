@@ -52,6 +52,8 @@ __all__ = [
 
 VERSION = 1
 SEGMENT_MAGIC = b"DRSEG\x00" + VERSION.to_bytes(2, "big")
+SEALED_MAGIC = b"DRENC\x00"
+"""Of a sealed object (``FORMAT.md``), which is opened before it comes here."""
 BATCH_MAGIC = b"DRBAT\x00" + VERSION.to_bytes(2, "big")
 
 _LENGTH = struct.Struct(">I")
@@ -244,6 +246,8 @@ def _header_problem(header: SegmentHeader, limits: Limits) -> str | None:
 def _header_bytes(data: bytes, magic: bytes, limits: Limits) -> tuple[bytes, int]:
     """The header's bytes, their CRC verified, and where the first frame begins. Works on the first bytes of an object alone."""
     name = magic[:5].decode()
+    if data[:6] == SEALED_MAGIC:
+        _bad("the object is sealed; only what has the group's KMS keys can open it", 0)
     if data[:6] != magic[:6]:
         _bad(f"this is not a {name} file: it begins with {bytes(data[:8])!a}", 0)
     if data[:8] != magic:
