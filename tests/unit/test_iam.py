@@ -115,6 +115,9 @@ def test_drills_do_not_change_production_whatever_else_they_are_given() -> None:
         assert not allowed([everything, ALL["drills"]], write), "untagged copies are not kept from drills"
     read = Call("GetObject", ("arn:aws:s3:::dr-eu/dr/fleet/s00/1.seg",))
     assert allowed([everything, ALL["drills"]], read, production)
+    context = {"kms:EncryptionContext:agent-dr:group": ("fleet",)}
+    for operation, may in (("Decrypt", True), ("Encrypt", False)):
+        assert allowed([ALL["unsealing"], ALL["drills"]], Call(operation, (KEY,), context), production) is may
 
 
 def test_no_policy_has_a_wildcard_in_an_action_or_a_whole_service() -> None:
