@@ -67,6 +67,8 @@ class ProofView(View):
         for statement in _TABLES.split(";"):
             self._tables.run(statement)
         self._gaps: bool | None = None
+        self._counted: dict[str, tuple[int, int, int, int]] = {}
+        """Stream → the segment up to which was counted, and segments, records and bytes."""
         self.bad: list[tuple[Record, str]] = []
         """Bodies of the last ``apply`` that do not verify."""
         self.unproven: list[Record] = []
@@ -106,6 +108,7 @@ class ProofView(View):
     def reset(self, stream: str, seq: int, chain: str) -> None:
         super().reset(stream, seq, chain)
         self._gaps = None
+        self._counted.pop(stream, None)
 
     def skip(self, ref: SegmentRef, chain: str) -> None:
         """Steps over a segment whose content nobody can prove."""
@@ -119,11 +122,19 @@ class ProofView(View):
 
     def counts(self, stream: str) -> tuple[int, int, int]:
         """Segments, frames and bytes that were walked."""
+        no, at = self._stream(stream)[:2]
+        upto, segments, records, size = self._counted.get(stream, (0, 0, 0, 0))
         row = self._tables.one(
-            "SELECT count(*), coalesce(sum(records), 0), coalesce(sum(bytes), 0) FROM segments WHERE stream=?",
-            (self._stream(stream)[0],),
+            "SELECT count(*), coalesce(sum(records), 0), coalesce(sum(bytes), 0) FROM segments WHERE stream=? AND seq>?",
+            (no, upto),
         )
-        return int(row[0]), int(row[1]), int(row[2])
+        found = segments + int(row[0]), records + int(row[1]), size + int(row[2])
+        self._counted[stream] = (at, *found)  # asked for after each segment: only what is new is counted
+        return found
+
+    def rewind(self, stream: str, seq: int) -> None:
+        self._counted.pop(stream, None)
+        super().rewind(stream, seq)
 
     def counts_above(self, stream: str, seq: int) -> tuple[int, int]:
         """Frames and bytes in the segments after ``seq``."""

@@ -6,7 +6,8 @@ names the hash of everything before it. Another region's copy whose bytes lead f
 proven to be the right one, is used to go on, and is named as the source of a repair. Where nobody has such bytes the gap is
 stepped over.
 
-Memory: two segments at a time. Pace: one segment, then a pause of half the time that it took. All in ``proof.ProofView``, so an
+Memory: two segments at a time. Pace: after each segment everything else has its turn; while the loop is busy, the pause is half
+of the time that the segment took. All in ``proof.ProofView``, so an
 interrupted walk goes on where it was.
 """
 
@@ -27,7 +28,9 @@ from controller.stream.segment import Segment, decode_segment, next_chain
 from controller.stream.view import ColdBase
 
 PAUSE_SHARE = 0.5
-"""Pause after each segment, as a share of the time that it took: the controller has other things to do."""
+"""Pause after a segment while the controller has other things to do, as a share of the time that the segment took."""
+BUSY_SECONDS = 0.002
+"""An event loop with nothing else to do comes back sooner."""
 HELD = 3
 """Objects of a damaged run that are held in memory; longer runs are read again."""
 MAX_DOUBTED = 3
@@ -118,7 +121,7 @@ class Walk:
                     if seq > furthest:
                         furthest, moved = seq, 0
                     tell(seq, head.seq)
-                    await self._clock.sleep(PAUSE_SHARE * (self._clock.monotonic() - began))
+                    await self._give_way(self._clock.monotonic() - began)
                 return head
             except Moved:
                 moved += 1
@@ -126,6 +129,13 @@ class Walk:
             f"the head of stream {self._stream} in {self._store.region} moved {moved} times and the walk got no further than "
             f"segment {max(furthest, 0):,}"
         )
+
+    async def _give_way(self, took_seconds: float) -> None:
+        """Lets everything else that is ready run once. When that takes a moment, others have work to do: then a pause, too."""
+        before = self._clock.monotonic()
+        await self._clock.sleep(0)
+        if self._clock.monotonic() - before > BUSY_SECONDS:
+            await self._clock.sleep(PAUSE_SHARE * took_seconds)
 
     def _align(self, head: Head, further: bool) -> None:
         """Goes on where the last walk stood, as far as that still is this history."""
@@ -163,7 +173,7 @@ class Walk:
                 await self._report(look, right, "it is sound by itself and not what the chain says")
                 await self._apply(look.ref, right.data, chain, right.source)
                 return seq
-        await self._apply(look.ref, look.data, chain, "")
+        await self._apply(look.ref, look.data, chain, "", look.segment)
         return seq
 
     async def _look(self, head: Head, seq: int) -> Look:
@@ -354,8 +364,11 @@ class Walk:
 
     # ------------------------------------------------------------------------------------------------------------ bodies
 
-    async def _apply(self, ref: SegmentRef, data: bytes, chain: str, source: str) -> None:
-        segment, why = await asyncio.to_thread(self._decode, ref, data)
+    async def _apply(self, ref: SegmentRef, data: bytes, chain: str, source: str, segment: Segment | None = None) -> None:
+        """``segment``: what ``data`` was found to be, if it was decoded already."""
+        why = ""
+        if segment is None:
+            segment, why = await asyncio.to_thread(self._decode, ref, data)
         assert segment is not None, why
         after = next_chain(chain, data)
         store = self._others[source] if source else self._store
