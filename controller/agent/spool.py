@@ -112,6 +112,8 @@ class Spool:
         self._max = max_bytes
         self._drops = when_full == "drop-oldest"
         try:
+            if str(path) not in ("", ":memory:"):
+                _for_us_alone(Path(path))
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
@@ -302,6 +304,13 @@ def _told(letter: Letter, victims: Sequence[tuple[Any, ...]]) -> SpoolDropped:
     )
     logger.warning("%s", told.message)
     return told
+
+
+def _for_us_alone(path: Path) -> None:
+    """It holds bodies in the clear: mode 0600, before anything is in it; SQLite gives its further files the same."""
+    with contextlib.suppress(OSError):  # SQLite says better what is wrong with a path
+        path.touch(mode=0o600)
+        path.chmod(0o600)
 
 
 def _failed(error: sqlite3.Error) -> Unavailable:

@@ -7,6 +7,7 @@ One connection in exclusive mode: no second process can see half of anything, an
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -183,12 +184,20 @@ def _open(path: Path | None) -> sqlite3.Connection:
         if state in {"damaged", "old"}:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
+        _for_us_alone(path)
     connection = _connect(path, _WORKING)
     if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA_VERSION:
         connection.executescript(
             f"BEGIN; {_TABLES} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
     return connection
+
+
+def _for_us_alone(path: Path) -> None:
+    """It holds bodies in the clear: mode 0600, before anything is in it; SQLite gives its further files the same."""
+    with contextlib.suppress(OSError):  # SQLite says better what is wrong with a path
+        path.touch(mode=0o600)
+        path.chmod(0o600)
 
 
 def _inspect(path: Path) -> str:

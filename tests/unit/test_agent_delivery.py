@@ -614,3 +614,11 @@ def test_a_large_body_is_held_at_most_three_times(compressible: bool) -> None:
         return peak * 100 // size
 
     assert asyncio.run(story()) < 210  # percent of the body, beside the caller's own
+
+
+def test_a_spools_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.sqlite")
+    modes = {found.name: oct(found.stat().st_mode & 0o777) for found in tmp_path.iterdir()}
+    assert len(modes) >= 2, "the log beside it too"
+    assert set(modes.values()) == {"0o600"}
+    spool.close()

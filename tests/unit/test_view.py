@@ -517,3 +517,14 @@ def test_a_state_whose_chain_is_not_whole_is_not_restorable(missing: str, restor
             history.add([frame("agent", record_id, kind, b"changes", parent=parent, meta=meta)])
     found = viewed(history).restorable("agent")
     assert (None if found is None else found.id) == restorable
+
+
+def test_a_views_files_are_for_their_owner_alone_also_one_that_was_open_to_others(tmp_path: Path) -> None:
+    path = tmp_path / "view.sqlite"
+    path.touch(mode=0o644)
+    view = View(path)
+    History().grow(2).apply_to(view)
+    assert {found.name: oct(found.stat().st_mode & 0o777) for found in tmp_path.iterdir()} == {
+        found.name: "0o600" for found in tmp_path.iterdir()
+    }
+    view.close()
