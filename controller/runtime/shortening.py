@@ -8,6 +8,7 @@ be remembered; an interrupted pass is begun anew, by this holder or the next.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from controller.adapters.head_item import ITEM_GUARD_BYTES
 from controller.adapters.head_rules import head_bytes
@@ -70,7 +71,7 @@ class Shortener:
         said = []
         gone = replication.passed(forks.value.starts, bases)
         if gone:
-            after = Forks(forks.value.starts[len(gone) :], forks.value.sole_ackers)
+            after = replace(forks.value, starts=forks.value.starts[len(gone) :])
             result = await self._coordinator.txn(
                 [self._tenure.guard, Compare.modified(key, forks.revision)], [Put(key, encode(after))]
             )

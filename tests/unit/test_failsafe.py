@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from controller.domain.failsafe import NOT_KNOWN, Witness, objection, proof, wai
 from controller.domain.lease import Beat, Right, Verdict
 from controller.domain.model import Head
 
+ROOT = Path(__file__).resolve().parents[2]
 WRITER = "home/a/7"
 OURS, OLDER, NEWER = Head("s00", 9, 7, writer=WRITER), Head("s00", 9, 6, writer="home/b/6"), Head("s00", 9, 8, writer="x/a/8")
 CLONE = Head("s00", 9, 7, writer="home/b/7")
@@ -104,3 +107,14 @@ def test_a_right_that_is_over_or_lost_is_not_given_back() -> None:
 def test_a_heartbeat_that_is_complete_again_brings_the_lease_back() -> None:
     right = Right(7, 10.0).carried(14.0, 9.0).after(Verdict(Beat.EXTENDS, "complete", 16.0))
     assert right.leased(15.0)
+
+
+def test_whoever_changes_one_part_of_the_record_of_forks_keeps_the_others() -> None:
+    """The record says how long a successor must wait. Written anew from some of its parts it would say that it need not; so only
+    who opens an epoch, and who recovers a lost etcd, makes one."""
+    makers = {
+        path.name
+        for path in (ROOT / "controller").rglob("*.py")
+        if re.search(r"\bForks\([^)]", path.read_text(encoding="utf-8"))
+    }
+    assert makers == {"opening.py", "recovery.py"}
