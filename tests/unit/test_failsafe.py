@@ -110,8 +110,8 @@ def test_a_heartbeat_that_is_complete_again_brings_the_lease_back() -> None:
 
 
 def test_whoever_changes_one_part_of_the_record_of_forks_keeps_the_others() -> None:
-    """The record says how long a successor must wait. Written anew from some of its parts it would say that it need not; so only
-    who opens an epoch, and who recovers a lost etcd, makes one."""
+    """The record says how long a successor must wait. Written anew from some of its parts it would say that it need not; so
+    only who opens an epoch, and who recovers a lost etcd, makes one."""
     makers = {
         path.name
         for path in (ROOT / "controller").rglob("*.py")
