@@ -55,7 +55,8 @@ def show(report: Report) -> None:
     console = Console(width=120)
     console.print(table)
     console.print(
-        f"{report.seconds:.0f} s; checked: {report.acknowledgements} acknowledgements, {report.operations} operations for "
+        f"{report.seconds:.0f} s, etcd {report.etcd}; "
+        f"checked: {report.acknowledgements} acknowledgements, {report.operations} operations for "
         f"linearizability, {report.transactions} transactions, {report.segments} segment objects; {report.mutants} mutants of "
         f"the history, unnoticed: {', '.join(report.unnoticed) or 'none'}"
     )

@@ -12,8 +12,10 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from controller.adapters.etcd_version import is_trustworthy
 from controller.domain.promotion import State
-from tests.faults.network import WORLD
+from controller.lab.etcd import EtcdBinary
+from tests.faults.network import WORLD, why_no_disks
 from tests.faults.people import GaveUp
 from tests.faults.stage import QUOTA_MB, Stage
 
@@ -43,6 +45,8 @@ class Fault:
     hold_seconds: float = HOLD_SECONDS
     disks: bool = False
     """Needs a file system that can be frozen."""
+    trustworthy: bool = False
+    """Needs an etcd that production could use: older ones break the promise, see the page."""
 
 
 FAULTS: list[Fault] = []
@@ -60,6 +64,20 @@ def fault(name: str, what: str, **more: float | bool) -> Callable[[Callable[[Sta
 async def _others(stage: Stage) -> tuple[str, list[str]]:
     home = await stage.home()
     return home, [region for region in stage.regions if region != home]
+
+
+def playable(chosen: Sequence[Fault], etcd: EtcdBinary) -> tuple[list[Fault], list[str]]:
+    """Those that this machine can play, and a sentence on each that it cannot."""
+    kept, skipped = [], []
+    no_disks = why_no_disks()
+    for one in chosen:
+        if one.disks and no_disks:
+            skipped.append(f"{one.name} skipped: {no_disks}; stop-etcd-leader stands still, too")
+        elif one.trustworthy and not is_trustworthy(etcd.version):
+            skipped.append(f"{one.name} skipped: etcd {etcd.version} revokes leases that were kept alive, use 3.5.16 or newer")
+        else:
+            kept.append(one)
+    return kept, skipped
 
 
 # ------------------------------------------------------------------------------------------------------------- partitions
@@ -293,7 +311,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 # ------------------------------------------------------------------------------------------------------------------- etcd
 
 
-@fault("etcd-disk-frozen", "the disk of etcd's leader hangs (fsfreeze)", disks=True)
+@fault("etcd-disk-frozen", "the disk of etcd's leader hangs (fsfreeze)", disks=True, trustworthy=True)
 async def _(stage: Stage, rng: random.Random) -> Struck:
     stage.freeze_disk(stage.etcd_leader(), HOLD_SECONDS + 1)
     return Struck(undo=_thawed)

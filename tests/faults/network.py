@@ -40,6 +40,14 @@ def why_not() -> str:
     return "" if probe.returncode == 0 else f"this machine makes no network namespace: {probe.stderr.strip()}"
 
 
+def why_no_disks() -> str:
+    """Why no file system can be frozen or filled here; "" when it can."""
+    missing = [tool for tool in ("mkfs.ext4", "fsfreeze", "losetup") if shutil.which(tool) is None]
+    if missing:
+        return f"{', '.join(missing)} missing"
+    return "" if Path("/dev/loop-control").exists() else "this machine has no loop devices"
+
+
 def _run(*argv: str, text: str | None = None, check: bool = True) -> str:
     done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
     if check and done.returncode != 0:

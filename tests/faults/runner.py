@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from controller.errors import DrError
+from controller.lab.etcd import find_etcd
 from tests.faults import faults as catalogue
 from tests.faults import recorded as seen
 from tests.faults.controls import unnoticed
-from tests.faults.faults import Fault, Struck
+from tests.faults.faults import Fault, Struck, playable
 from tests.faults.linear import linearizable
+from tests.faults.network import why_no_disks
 from tests.faults.people import GaveUp
 from tests.faults.stage import Stage
 from tests.faults.worker import now
@@ -88,6 +90,8 @@ class Report:
     """What a run found."""
 
     rows: dict[str, Row] = field(default_factory=dict)
+    etcd: str = ""
+    """Its version."""
     seconds: float = 0.0
     acknowledgements: int = 0
     operations: int = 0
@@ -245,10 +249,13 @@ async def play(
     """Plays the chosen faults ``runs`` times each, or round and round for ``minutes``; on a new stage when one is of no
     more use. What is found is in ``report`` at any time."""
     began, rng = time.monotonic(), random.Random(seed)
+    binary = find_etcd()
+    report.etcd = binary.version
+    chosen, report.skipped = playable(chosen, binary)
     queue: list[Fault] = []
     left = runs
     while True:
-        async with Stage(say) as stage:
+        async with Stage(say, disks=not why_no_disks()) as stage:
             say(f"group is up after {time.monotonic() - began:.0f} s")
             runner = Runner(stage, report, say, rng.randrange(2**31), keep)
             runner.begin()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
+from controller.lab.etcd import EtcdBinary
 from tests.faults import recorded
+from tests.faults.faults import playable
 from tests.faults.linear import Operation, linearizable
-from tests.faults.network import Network
+from tests.faults.network import Network, why_no_disks
 from tests.faults.recorded import _overlapping_rights, dns_answers_safe, reads_whole, registers
 from tests.faults.runner import named
 from tests.simulation.checkers import Violation
@@ -99,10 +102,8 @@ def test_a_put_that_was_repeated_is_one_operation_from_its_first_try_on() -> Non
     assert registers(lines) == {"x-1": [Operation("write", "1", 1.0, 4.0), Operation("write", "2", 5.0, NEVER)]}
 
 
-def test_a_line_that_was_cut_off_is_read_when_it_is_whole(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "lines.jsonl"
+def test_a_line_that_was_cut_off_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
     lines = recorded.Lines()
     path.write_text('{"n": 1}\n{"n"')
     assert lines.new(path) == [{"n": 1}]
@@ -123,3 +124,14 @@ def test_a_fault_that_does_not_exist_is_refused_with_the_list() -> None:
     assert [fault.name for fault in named(["kill-holder"])] == ["kill-holder"]
     with pytest.raises(ValueError, match="isolate-home-rules"):
         named(["no-such"])
+
+
+def test_a_fault_that_an_old_etcd_does_not_survive_is_left_out_with_the_reason() -> None:
+    old, new = (EtcdBinary(Path("/etcd"), version) for version in ("3.5.1", "3.5.16"))
+    frozen = [fault for fault in named(["etcd-disk-frozen"]) if fault.trustworthy]
+    assert len(frozen) == 1
+    kept, why = playable(frozen, old)
+    assert not kept
+    assert "3.5.1 revokes leases" in why[0] or "missing" in why[0]
+    if not why_no_disks():
+        assert playable(frozen, new) == (frozen, [])

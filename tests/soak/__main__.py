@@ -23,8 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
+from controller.lab.etcd import find_etcd
 from tests.faults import network
-from tests.faults.faults import FAULTS, Fault
+from tests.faults.faults import FAULTS, Fault, playable
 from tests.faults.runner import Report, Runner
 from tests.faults.stage import Stage, clear_stale
 from tests.soak.flat import FDS, LEAST_SECONDS, RSS_MB_PER_HOUR, WARM_UP_SECONDS, Sample, Verdict, judge, look
@@ -47,6 +48,7 @@ class Result:
     """What a soak found."""
 
     minutes: float
+    etcd: str = ""
     faults: dict[str, int] = field(default_factory=dict)
     processes: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -110,7 +112,7 @@ class Sampler:
 
 def pool() -> list[Fault]:
     """What a soak plays."""
-    return [fault for fault in FAULTS if not fault.name.startswith(LEFT_OUT)]
+    return playable([fault for fault in FAULTS if not fault.name.startswith(LEFT_OUT)], find_etcd())[0]
 
 
 async def soak(options: argparse.Namespace) -> Result:
@@ -118,14 +120,15 @@ async def soak(options: argparse.Namespace) -> Result:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    began, result, report = time.monotonic(), Result(options.minutes), Report()
+    began, result, report = time.monotonic(), Result(options.minutes, find_etcd().version), Report()
     rng = random.Random(options.seed)
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
     played: Counter[str] = Counter()
-    async with Stage(say, agents=options.agents) as stage:
+    faults = pool()
+    async with Stage(say, agents=options.agents, disks=not network.why_no_disks()) as stage:
         say(f"group is up; seed {options.seed}")
         runner = Runner(stage, report, say, rng.randrange(2**31), options.keep, judge_seconds=JUDGE_SECONDS)
         runner.begin()
@@ -137,7 +140,7 @@ async def soak(options: argparse.Namespace) -> Result:
         try:
             started = time.monotonic()
             while time.monotonic() - started < options.minutes * 60:
-                fault = rng.choice(pool())
+                fault = rng.choice(faults)
                 played[fault.name] += 1
                 if not await runner.play(fault):
                     break
