@@ -411,15 +411,20 @@ HTTP: list[tuple[str, str, dict[str, object]]] = [
 ]
 
 
+async def _injected(stage: Stage, *places: str) -> int:
+    """Requests that these proxies have broken so far."""
+    counts = [await stage.proxy(place, "counts") for place in places]
+    return sum(sum(count.values()) for count in counts)
+
+
 def _http(rule: dict[str, object], where: str) -> Callable[[Stage, random.Random], Awaitable[Struck]]:
     async def strike(stage: Stage, rng: random.Random) -> Struck:
         home, others = await _others(stage)
         place = home if where == "home" else rng.choice(others)
-        before = sum((await stage.proxy(place, "counts")).values())
+        before = await _injected(stage, place)
         await stage.proxy(place, "break", **{"chance": 0.3, **rule})
         await asyncio.sleep(HOLD_SECONDS)
-        injected = sum((await stage.proxy(place, "counts")).values()) - before
-        return Struck(injected=injected)
+        return Struck(injected=await _injected(stage, place) - before)
 
     return strike
 
@@ -443,9 +448,10 @@ FAULTS.extend(
 )
 async def _(stage: Stage, rng: random.Random) -> Struck:
     _, others = await _others(stage)
+    before = await _injected(stage, *stage.network.places)
     for place in (*stage.regions, WORLD):
         await stage.proxy(place, "break", fault="reset after", chance=0.5 if place == WORLD else 0.2)
     plan = await stage.people.order("switchover", rng.choice(others))
     record = await stage.people.ended(plan)
     stage.say(f"  plan {plan} ended {record.state.value}: {record.reason}")
-    return Struck(injected=sum([sum((await stage.proxy(place, "counts")).values()) for place in (*stage.regions, WORLD)]))
+    return Struck(injected=await _injected(stage, *stage.network.places) - before)
