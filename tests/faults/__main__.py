@@ -20,7 +20,7 @@ from rich.table import Table
 from tests.faults import network
 from tests.faults.faults import FAULTS
 from tests.faults.runner import Report, named, play
-from tests.faults.stage import clear_stale
+from tests.faults.stale import clear_stale
 
 
 def arguments() -> argparse.Namespace:

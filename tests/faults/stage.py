@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,64 +23,24 @@ from controller.cli.lab import read_settings
 from controller.domain.model import Holder
 from controller.errors import DrError
 from controller.lab import control
-from controller.lab.ending import read_note
 from controller.lab.etcd import find_etcd
 from controller.lab.layout import Layout
-from controller.lab.processes import start_ticks, sweep
 from controller.lab.supervisor import Lab
 from controller.lab.topology import build
 from tests.faults.network import WORLD, Network
 from tests.faults.people import GaveUp, People
 from tests.faults.recorded import EtcdHistory, Lines, Recorded
+from tests.faults.stale import new_folder
 from tests.faults.worker import now
 
 SHIFT = 100
 """A stand-in listens so many ports above its proxy."""
-FOLDER = "dr-faults-"
-JUST_MADE_SECONDS = 10.0
 DISK_MB = 512
 """etcd's log alone takes 64 MB pieces."""
 QUOTA_MB = 64
 MOST_FROZEN_SECONDS = 30
 LEVEL_SEGMENTS = 15
 """What may be under way to a store of a group that is whole, or be new since a report."""
-
-
-def clear_stale(say: Callable[[str], None]) -> None:
-    """Ends and removes what a run has left whose process is gone: processes, frozen file systems, loop devices, files."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
-        owner = _owner(folder)
-        if owner is not None and start_ticks(owner[0]) == owner[1]:
-            continue
-        if owner is None and folder.exists() and time.time() - folder.stat().st_mtime < JUST_MADE_SECONDS:
-            continue  # somebody else begins at this moment
-        layout = Layout(folder / "lab")
-        with contextlib.suppress(DrError, OSError, ValueError):
-            sweep(layout.root, str(read_note(layout).get("identity", "")))
-        listed = subprocess.run(["losetup", "-l", "-n", "-O", "NAME,BACK-FILE"], capture_output=True, text=True, check=False)
-        for line in listed.stdout.splitlines():
-            device, _, file = line.partition(" ")
-            if file.strip().startswith(str(folder)):
-                _release(device)
-        shutil.rmtree(folder, ignore_errors=True)
-        say(f"removed what an earlier run had left in {folder.name}")
-
-
-def _owner(folder: Path) -> tuple[int, int] | None:
-    try:
-        pid, ticks = json.loads((folder / "owner.json").read_text())
-        return int(pid), int(ticks)
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _release(device: str) -> None:
-    """A file system that was frozen when its last mount went away stays frozen, and its device busy: mount, thaw, unmount."""
-    with tempfile.TemporaryDirectory() as point:
-        subprocess.run(["mount", device, point], capture_output=True, check=False)
-        subprocess.run(["fsfreeze", "-u", point], capture_output=True, check=False)
-        subprocess.run(["umount", point], capture_output=True, check=False)
-    subprocess.run(["losetup", "-d", device], capture_output=True, check=False)
 
 
 @dataclass
@@ -95,8 +54,7 @@ class Stage:
     worker_lives: dict[str, int] = field(default_factory=dict)
 
     async def __aenter__(self) -> Stage:
-        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER))
-        (self.folder / "owner.json").write_text(json.dumps([os.getpid(), start_ticks(os.getpid())]))
+        self.folder = new_folder()
         self.records = self.folder / "records"
         self.records.mkdir()
         self.network = Network([])

@@ -27,7 +27,8 @@ from controller.lab.etcd import find_etcd
 from tests.faults import network
 from tests.faults.faults import FAULTS, Fault, playable
 from tests.faults.runner import Report, Runner
-from tests.faults.stage import Stage, clear_stale
+from tests.faults.stage import Stage
+from tests.faults.stale import clear_stale
 from tests.soak.flat import FDS, LEAST_SECONDS, RSS_MB_PER_HOUR, WARM_UP_SECONDS, Sample, Verdict, judge, look
 
 SAMPLE_SECONDS = 5.0
