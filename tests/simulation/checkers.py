@@ -7,6 +7,7 @@ is the live one, which signatures count, what was lost. They share the formats w
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from tests.simulation.observed import Observed
 from tests.simulation.world import STREAM, World
 
 EPSILON = 1e-6
+_decoded = functools.lru_cache(maxsize=8192)(decode_segment)
+"""Every judgement walks whole histories, in every store, and the same bytes are the same segment."""
 UNDER_WAY_SEGMENTS = 30
 """More than agents of a simulation write while one segment travels to a store."""
 
@@ -105,7 +108,7 @@ def _readable(world: Observed, region: str, ref: SegmentRef, chain: str) -> tupl
     """The segment in that store, when it is whole and follows ``chain``."""
     try:
         data = world.servers[region].get(ref)
-        segment = decode_segment(data)
+        segment = _decoded(data)
     except Exception:  # noqa: BLE001  (whatever is wrong with these bytes: they are no history)
         return None
     return (segment, data) if segment.header.prev_chain == chain else None
@@ -208,7 +211,7 @@ def received_at(world: Observed, ack: AckSeen) -> float:
     for server in world.servers.values():
         ref = SegmentRef(ack.stream, ack.seq, ack.epoch)
         if ref in server.objects:
-            for one in decode_segment(server.objects[ref].data).frames:
+            for one in _decoded(server.objects[ref].data).frames:
                 if (one.record.agent, one.record.id) == (ack.agent, ack.id):
                     return one.record.received_at - ack.stamp_error
     return ack.sent_at
@@ -251,7 +254,7 @@ def _chained(region: str, world: Observed, head: Head) -> None:
         if ref not in server.objects:
             raise Violation("stores-whole", f"{region}: segment {ref.key} is committed and not there")
         data = server.objects[ref].data
-        segment = decode_segment(server.get(ref))
+        segment = _decoded(server.get(ref))
         if segment.header.prev_chain != chain:
             raise Violation("stores-whole", f"{region}: segment {ref.key} does not follow the one before")
         chain = next_chain(chain, data)

@@ -116,12 +116,12 @@ def pool() -> list[Fault]:
     return playable([fault for fault in FAULTS if not fault.name.startswith(LEFT_OUT)], find_etcd())[0]
 
 
-async def soak(options: argparse.Namespace) -> Result:
-    """Raises CancelledError at Ctrl-C; what runs ends with it."""
+async def soak(options: argparse.Namespace, result: Result) -> None:
+    """Raises CancelledError at Ctrl-C; what runs ends with it, and what was found until then is in ``result``."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    began, result, report = time.monotonic(), Result(options.minutes, find_etcd().version), Report()
+    began, report = time.monotonic(), Report()
     rng = random.Random(options.seed)
 
     def say(text: str) -> None:
@@ -151,8 +151,7 @@ async def soak(options: argparse.Namespace) -> Result:
         finally:
             for one in background:
                 one.cancel()
-        _fill(result, report, sampler, played)
-    return result
+            _fill(result, report, sampler, played)
 
 
 async def _tell(say: Any, began: float, sampler: Sampler, stage: Stage, played: Counter[str], report: Report) -> None:
@@ -235,13 +234,14 @@ def main() -> int:
         return 0
     clear_stale(lambda text: print(text, file=sys.stderr))
     network.enter()
-    result = None
+    result, whole = Result(options.minutes, find_etcd().version), False
     with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        result = asyncio.run(soak(options))
-    if result is None:
+        asyncio.run(soak(options, result))
+        whole = True
+    print(json.dumps({**asdict(result), "good": result.good}, indent=2)) if options.output == "json" else show(result)
+    if not whole:
         print("ended early; everything that was started is gone", file=sys.stderr)
         return 130
-    print(json.dumps({**asdict(result), "good": result.good}, indent=2)) if options.output == "json" else show(result)
     return 0 if result.good else 1
 
 
