@@ -51,6 +51,7 @@ class Judge:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._said: set[str] = set()
+        self._beliefs: set[str] = set()
         self._judged: dict[str, int] = {}
         self.operations = 0
 
@@ -59,6 +60,12 @@ class Judge:
         record = self._stage.recorded
         record.collect()
         found = dict(violations(record))
+        if found.pop("one-active", ""):  # each moment counts, not only the first one of the run
+            new_beliefs = [belief for belief in record.beliefs if belief not in self._beliefs]
+            self._beliefs.update(new_beliefs)
+            if new_beliefs:
+                self._said.discard("one-active")
+                found["one-active"] = f"{new_beliefs[0]} ({len(new_beliefs)} moments)"
         extra: list[tuple[str, Callable[[], None]]] = [
             ("stores-are-prefixes", lambda: stores_are_prefixes(record)),
             ("dns-answers", lambda: seen.dns_answers_safe(record.observed)),
