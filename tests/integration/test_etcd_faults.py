@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from controller.adapters.etcd import EtcdCoordinator, is_trustworthy, parse_version
 from controller.adapters.etcd_endpoint import Credentials, Endpoint
 from controller.adapters.etcdrpc import rpc_pb2, rpc_pb2_grpc
-from controller.errors import Misconfigured, NotFound, OutcomeUnknown, Refused, Unavailable
+from controller.errors import DrError, Misconfigured, NotFound, OutcomeUnknown, Refused, Unavailable
 from controller.lab.etcd import EtcdAddress, EtcdBinary, EtcdCluster, find_etcd
 from controller.ports import Compare, Coordinator, CoordinatorStatus, Delete, Get, Put, TxnResult
 
@@ -323,6 +324,30 @@ async def test_sign_in_with_user_and_password(binary: EtcdBinary, tmp_path: Path
         async with connected(url, call_timeout_seconds=5.0) as c:
             with pytest.raises(Misconfigured, match="user name is empty"):
                 await c.get("/k")
+
+
+async def test_no_error_shows_the_password_whether_it_is_wrong_or_the_member_is_gone(
+    binary: EtcdBinary, tmp_path: Path
+) -> None:
+    mark = "MARKetcdpassword3c51"
+    shown: list[str] = []
+
+    async def provoke(c: EtcdCoordinator) -> None:
+        for call in (c.get("/k"), c.list("/"), c.grant(5), c.keep_alive(7), c.txn([], [Put("/k", b"x")])):
+            with pytest.raises(DrError) as caught:
+                await call
+            shown.extend((caught.value.message, caught.value.hint, *traceback.format_exception(caught.value)))
+        shown.append(f"{c!r} {c!s}")
+
+    with EtcdCluster(binary, addresses(1), tmp_path / "marked", unsafe_no_fsync=True) as protected:
+        enable_auth(protected.endpoints[0])
+        async with connected(protected.endpoints, call_timeout_seconds=5.0, username="root", password=mark) as c:
+            await provoke(c)
+        endpoints = protected.endpoints
+    async with connected(endpoints, call_timeout_seconds=1.0, username="root", password=mark) as c:
+        await provoke(c)
+    assert any("authentication failed" in text for text in shown)
+    assert [text for text in shown if mark in text] == []
 
 
 async def test_an_expired_token_is_replaced_without_anybody_noticing(binary: EtcdBinary, tmp_path: Path) -> None:
