@@ -239,6 +239,14 @@ class ServedController:
         """Base URLs of all controllers, the first region's first: what agents are configured with."""
         return tuple(place.url for place in self.places.values())
 
+    def documents(self) -> dict[str, str]:
+        """All that lies in etcd, by key."""
+
+        async def look() -> dict[str, str]:
+            return {item.key: item.value.decode(errors="replace") for item in self._cluster.scan("")}
+
+        return self._run(look())
+
     def active(self) -> str | None:
         """The region that serves agents now."""
 
