@@ -32,13 +32,17 @@ PATIENCE_SECONDS = 90.0
 class RunningLab:
     """A context manager. Every method may be called from any thread but its own."""
 
-    def __init__(self, state_dir: Path, *, offset: int) -> None:
+    def __init__(self, state_dir: Path, *, offset: int, settings: dict[str, Any] | None = None) -> None:
+        """``settings``: a document instead of ``config/lab.toml``."""
         self._loop = asyncio.new_event_loop()
         # Children die with the thread that started them: this one lives as long as the lab.
         self._thread = threading.Thread(target=self._loop.run_forever, name="lab", daemon=True)
         self._said: list[str] = []
         self.lab = Lab(
-            build(read_settings(None), state_dir, offset=offset), say=self._said.append, hosts_per_region=0, agents=0
+            build(settings or read_settings(None), state_dir, offset=offset),
+            say=self._said.append,
+            hosts_per_region=0,
+            agents=0,
         )
         self._http = httpx.Client(timeout=5.0, trust_env=False)
 
