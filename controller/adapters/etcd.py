@@ -5,6 +5,7 @@
 - gRPC is called synchronously, in a few threads of our own. Every attempt has a deadline and a call as a whole a budget.
 - Reads, renewals, grants and revocations are repeated elsewhere. A transaction that changes something is repeated only when
   the error proves that it was not applied; else ``OutcomeUnknown`` is raised.
+- TLS files that are renewed are used without a restart: over a new connection, within seconds (``etcd_endpoint``).
 - ``etcd3``'s watcher and lock are not used: the one can hang, the other is no fence.
 """
 
@@ -240,6 +241,8 @@ class EtcdCoordinator:
         if in_doubt and call.mutating:
             raise OutcomeUnknown(f"etcd {call.what}: may have been applied ({tried})", hint="re-read before deciding")
         hint = "check that a quorum of etcd runs: `etcdctl endpoint health --cluster`"
+        if any(word in tried for word in ("SSL", "ssl", "handshake", "tls")):
+            hint = "etcd and this controller do not accept each other's certificates: check etcd.ca_file, cert_file, key_file"
         raise Unavailable(f"etcd {call.what}: {tried}", hint=hint)
 
     def _handle(self, call: _Call, endpoint: Endpoint, index: int, error: Exception) -> str:

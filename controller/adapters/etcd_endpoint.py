@@ -5,11 +5,13 @@ The ``etcd3`` package gives the channel and the stubs. Its calls are not used: t
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,6 +43,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+LOOK_SECONDS = 5.0
+"""Time between two looks at the TLS files. gRPC reads them once for a connection, so a renewed pair means a new one."""
+
 STATUS_ERRORS_FIELD = 8
 """``StatusResponse.errors`` came with etcd 3.4; etcd3's protocol files are older, so it arrives as an unknown field."""
 
@@ -53,7 +58,26 @@ class Credentials:
     cert_file: str | None = None
     key_file: str | None = None
     username: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    def stamp(self) -> tuple[tuple[int, int, int], ...] | None:
+        """Tells whether the files are still the ones that were read; None when one of them cannot be found."""
+        try:
+            found = [Path(name).stat() for name in (self.ca_file, self.cert_file, self.key_file) if name is not None]
+        except OSError:
+            return None
+        return tuple((one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
+
+    def fit(self) -> bool:
+        """Whether certificate and key are a pair and the authority can be read: not so while they are being replaced."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file is not None:
+                # A key with a password would be asked for on the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password=lambda: "")
+        except (OSError, ValueError):  # of which SSLError is one
+            return False
+        return True
 
 
 class Verdict(Enum):
@@ -136,6 +160,10 @@ class Endpoint:
         self._check_cluster = check_cluster
         self._lock = threading.Lock()
         self._client: Any = None
+        self._retired: Any = None
+        """The client before the last renewal of the files: calls under way end on it."""
+        self._stamp: tuple[tuple[int, int, int], ...] | None = None
+        self._looked_at = 0.0
         self._token: str | None = None
         self._verified = False
 
@@ -180,19 +208,39 @@ class Endpoint:
     def close(self) -> None:
         """Ends calls under way and the connection."""
         with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            client.close()
+            clients = (self._client, self._retired)
+            self._client = self._retired = None
+        for client in clients:
+            if client is not None:
+                client.close()
 
     def _open(self, timeout_seconds: float) -> Any:
         with self._lock:
             if self._client is None:
+                self._stamp = self._credentials.stamp() if self._secure else None
                 self._client = self._connect()
+            elif self._secure:
+                self._renew()
             if self._credentials.username is not None and self._token is None:
                 request = etcdrpc.AuthenticateRequest(name=self._credentials.username, password=self._credentials.password)
                 sign_in: Any = etcdrpc.AuthStub(self._client.channel)  # type: ignore[no-untyped-call]  # generated
                 self._token = sign_in.Authenticate(request, timeout_seconds).token
             return self._client
+
+    def _renew(self) -> None:
+        """Connects anew when the files were replaced by others that fit together; until then the old connection stays."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        stamp = self._credentials.stamp()
+        if stamp is None or stamp == self._stamp or not self._credentials.fit():
+            return
+        renewed = self._connect()
+        if self._retired is not None:
+            self._retired.close()
+        self._client, self._retired, self._stamp = renewed, self._client, stamp
+        self._verified = False
 
     def _connect(self) -> Any:
         files = self._credentials if self._secure else Credentials()

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -61,14 +62,41 @@ class EtcdAddress:
     host: str
     client_port: int
     peer_port: int
+    secure: bool = False
+    """TLS with client certificates, to clients and between members."""
 
     @property
     def client_url(self) -> str:
-        return f"http://{self.host}:{self.client_port}"
+        return f"{self._scheme}://{self.host}:{self.client_port}"
 
     @property
     def peer_url(self) -> str:
-        return f"http://{self.host}:{self.peer_port}"
+        return f"{self._scheme}://{self.host}:{self.peer_port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.secure else "http"
+
+
+@dataclass(frozen=True, slots=True)
+class EtcdTls:
+    """PEM files of secure members: one certificate for all of them, and who signed it and their clients' ones."""
+
+    ca_file: Path
+    cert_file: Path
+    key_file: Path
+
+    def options(self) -> list[str]:
+        """What every member is started with."""
+        files = f"--{{}}cert-file={self.cert_file}", f"--{{}}key-file={self.key_file}", f"--{{}}trusted-ca-file={self.ca_file}"
+        named = [option.format(side) for side in ("", "peer-") for option in files]
+        return [*named, "--client-cert-auth", "--peer-client-cert-auth"]
+
+    def context(self) -> ssl.SSLContext:
+        """A client's, that shows the members' own certificate."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        context.load_cert_chain(self.cert_file, self.key_file)
+        return context
 
 
 def find_etcd(folders: Sequence[Path] | None = None) -> EtcdBinary:
@@ -126,7 +154,13 @@ class EtcdMember:
     """
 
     def __init__(
-        self, binary: EtcdBinary, address: EtcdAddress, command: Sequence[str], log: Path, prefix: Sequence[str] = ()
+        self,
+        binary: EtcdBinary,
+        address: EtcdAddress,
+        command: Sequence[str],
+        log: Path,
+        prefix: Sequence[str] = (),
+        tls: EtcdTls | None = None,
     ) -> None:
         """``prefix``: a program that becomes the command, somewhere else (``nsenter``)."""
         self.binary = binary
@@ -134,6 +168,7 @@ class EtcdMember:
         self.address = address
         self.log = log
         self._command = [str(binary.path), *command]
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -175,7 +210,12 @@ class EtcdMember:
 
     def healthy(self, timeout_seconds: float = 1.0) -> bool:
         """Whether it serves linearizable reads now, which needs a quorum."""
-        connection = http.client.HTTPConnection(self.address.host, self.address.client_port, timeout=timeout_seconds)
+        place = self.address.host, self.address.client_port
+        connection = (
+            http.client.HTTPConnection(*place, timeout=timeout_seconds)
+            if self._tls is None
+            else http.client.HTTPSConnection(*place, timeout=timeout_seconds, context=self._tls.context())
+        )
         try:
             connection.request("GET", "/health")
             response = connection.getresponse()
@@ -200,7 +240,8 @@ class EtcdCluster:
     """All members of one cluster. ``with EtcdCluster(...) as cluster`` starts them, waits, and kills them at the end.
 
     ``unsafe_no_fsync`` makes writes fast and forgets them when the machine (not the process) dies: for tests.
-    ``extra`` are further options of etcd for every member; ``prefix_of`` is asked with a member's name.
+    ``extra`` are further options of etcd for every member; ``prefix_of`` is asked with a member's name. ``tls``: needed for
+    secure addresses.
     """
 
     def __init__(
@@ -214,6 +255,7 @@ class EtcdCluster:
         election_milliseconds: int = 1000,
         extra: Sequence[str] = (),
         prefix_of: PrefixOf = here,
+        tls: EtcdTls | None = None,
     ) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
         options = [
@@ -224,6 +266,7 @@ class EtcdCluster:
             "--logger=zap",
             "--log-level=warn",
             *(("--unsafe-no-fsync",) if unsafe_no_fsync else ()),
+            *(tls.options() if tls is not None else ()),
             *extra,
         ]
         self.members = tuple(
@@ -233,6 +276,7 @@ class EtcdCluster:
                 [*_member_options(address, data_dir), *options],
                 data_dir / f"{address.name}.log",
                 prefix_of(address.name),
+                tls,
             )
             for address in addresses
         )

@@ -299,6 +299,14 @@ class Controller(Desk):
                 self._warnings[name] = error.message
             await self._clock.sleep(pause_seconds)
 
+    def warn(self, about: str, sentence: str) -> None:
+        """A warning of something outside of the loops, such as a certificate: in the status until ``sentence`` is empty."""
+        if not sentence:
+            self._warnings.pop(about, None)
+        elif self._warnings.get(about) != sentence:
+            self._warnings[about] = sentence
+            self._tell(about, sentence)
+
     def _tell(self, event: str, sentence: str, **more: object) -> None:
         if self._say_event is not None:
             epoch = max((active.tenure.fence.epoch for active in self._actives.values()), default=0)

@@ -23,6 +23,7 @@ from controller.errors import DrError, Misconfigured, Unavailable
 from controller.ports import Clock, Coordinator, CoordinatorStatus
 from controller.runtime.api import create_app
 from controller.runtime.controller import Controller
+from controller.runtime.credentials import CredentialWatch
 from controller.runtime.http_head import BoundedHttp
 from controller.runtime.logs import configure_logging
 from controller.runtime.wiring import build_ports, check_aws_account
@@ -108,10 +109,15 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
                 timeout_graceful_shutdown=API_STOP_SECONDS,
             )
         )
-        await _until_told(controller, server, log)
+        await _until_told(controller, server, CredentialWatch(settings, clock, controller.warn), log)
 
 
-async def _until_told(controller: Controller, server: uvicorn.Server, log: structlog.typing.FilteringBoundLogger) -> None:
+async def _until_told(
+    controller: Controller,
+    server: uvicorn.Server,
+    credentials: CredentialWatch,
+    log: structlog.typing.FilteringBoundLogger,
+) -> None:
     """Runs the controller beside its API until a signal comes or one of them ends by itself (a bug, or a port in use)."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -120,11 +126,14 @@ async def _until_told(controller: Controller, server: uvicorn.Server, log: struc
     api = asyncio.create_task(server.serve(), name="api")
     work = asyncio.create_task(controller.run(), name="controller")
     waiting = asyncio.create_task(told.wait(), name="told")
+    looking = asyncio.create_task(credentials.run(), name="credentials")
     _calm_collector()
     log.info("serving", reason=f"listening on {server.config.host}:{server.config.port}")
-    done, _ = await asyncio.wait({api, work, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if work in done:
-        work.result()  # a bug: say it and die at once; the lease expires
+    done, _ = await asyncio.wait({api, work, waiting, looking}, return_when=asyncio.FIRST_COMPLETED)
+    for one in (work, looking):
+        if one in done:
+            one.result()  # a bug: say it and die at once; the lease expires
+    looking.cancel()
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     await controller.stop()

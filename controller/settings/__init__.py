@@ -26,6 +26,7 @@ from controller.settings.model import (
     TrafficSettings,
 )
 from controller.settings.reference import SettingDoc, describe, fingerprint
+from controller.settings.rules import peer_name, tls_files
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -47,4 +48,6 @@ __all__ = [
     "describe",
     "fingerprint",
     "load_settings",
+    "peer_name",
+    "tls_files",
 ]

@@ -192,14 +192,39 @@ class NotifySettings(Section):
 
 
 class ApiSettings(Section):
-    """This instance's own HTTP server."""
+    """This instance's own HTTP server, who may call it, and how it calls other controllers."""
 
     host: values.Host = Field("127.0.0.1", description="address to listen on", json_schema_extra=LOCAL)
     port: values.Port = Field(8080, description="port to listen on", json_schema_extra=LOCAL)
     address: values.Url = Field(
-        "", validate_default=False, description="URL at which others reach this instance; http://host:port when left out",
+        "", validate_default=False, description="URL at which others reach this instance; http(s)://host:port when left out",
         json_schema_extra=LOCAL,
     )  # fmt: skip
+    cert_file: values.FilePath | None = Field(
+        None, description="PEM: this controller's certificate, for callers and for other controllers", json_schema_extra=LOCAL
+    )
+    key_file: values.FilePath | None = Field(None, description="PEM: its private key, not encrypted", json_schema_extra=LOCAL)
+    ca_file: values.FilePath | None = Field(
+        None, description="PEM: authority that signed the other controllers' certificates", json_schema_extra=LOCAL
+    )
+    client_ca_file: values.FilePath | None = Field(
+        None,
+        description="PEM: authority of clients' certificates; with it peer routes take nothing but a controller's certificate",
+        json_schema_extra=LOCAL,
+    )
+    peer_names: Annotated[list[values.CertificateName], AfterValidator(values.no_duplicates)] = Field(
+        [], max_length=200, description="names in other controllers' certificates; default: drctl://GROUP/REGION/INSTANCE URIs"
+    )
+    access_file: values.FilePath | None = Field(
+        None, description="who may call (drctl token); without it nobody is asked who they are", json_schema_extra=LOCAL
+    )
+    access_stale_seconds: Seconds = Field(
+        900.0, description="an access file that cannot be read any more is remembered for this long", json_schema_extra=LOCAL
+    )
+    open_metrics: bool = Field(False, description="/metrics answers everybody, also with an access file")
+    insecure_private_network: bool = Field(
+        False, description="in production: run without TLS or without knowing callers, on a network that nobody else reaches"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -209,7 +234,8 @@ class ApiSettings(Section):
         host, port = data.get("host", "127.0.0.1"), data.get("port", 8080)
         if not isinstance(host, str) or host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
             return data
-        return {**data, "address": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"}
+        scheme = "http" if data.get("cert_file") is None else "https"
+        return {**data, "address": f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"}
 
 
 class AwsSettings(Section):

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from controller.domain.outward import address_problem
 from controller.settings import tls
 from controller.settings.model import Settings
+from controller.settings.tls import TlsFiles
 from controller.settings.values import Problem, is_loopback, nearest, shown
 
 LEAST_RETENTION_SECONDS = 300.0
@@ -26,13 +27,28 @@ SNAPSHOTS_IN_RETENTION = 4
 def problems(settings: Settings, now: datetime) -> Iterator[Problem]:
     """Every broken rule that concerns more than one value, or a file. ``now``: for certificates."""
     checks: list[Callable[[Settings], Iterator[Problem]]] = [
-        _lease_rules, _endpoint_rules, _region_rules, _encryption_rules, _stream_rules, _promotion_rules, _fleet_rules,
-        _notify_rules, _file_rules,
+        _lease_rules, _endpoint_rules, _api_rules, _region_rules, _encryption_rules, _stream_rules, _promotion_rules,
+        _fleet_rules, _notify_rules, _file_rules,
     ]  # fmt: skip
     checks.append(_production_rules if settings.environment == "production" else _lab_rules)
     for check in checks:
         yield from check(settings)
-    yield from tls.problems(settings.etcd.ca_file, settings.etcd.cert_file, settings.etcd.key_file, now)
+    for files in tls_files(settings):
+        yield from tls.problems(files, now)
+
+
+def tls_files(settings: Settings) -> tuple[TlsFiles, ...]:
+    """The TLS files of every section."""
+    etcd, api = settings.etcd, settings.api
+    return (
+        TlsFiles("etcd", etcd.ca_file, etcd.cert_file, etcd.key_file),
+        TlsFiles("api", api.ca_file, api.cert_file, api.key_file, api.client_ca_file),
+    )
+
+
+def peer_name(settings: Settings, region: str = "", instance: str = "") -> str:
+    """The URI in a controller's certificate that says which one it is; default: this one."""
+    return f"drctl://{settings.group}/{region or settings.region}/{instance or settings.instance}"
 
 
 def _lease_rules(settings: Settings) -> Iterator[Problem]:
@@ -70,6 +86,36 @@ def _endpoint_rules(settings: Settings) -> Iterator[Problem]:
     if not settings.api.address:
         rule = "is required when api.host stands for every address of this machine"
         yield Problem(("api.address", "api.host"), "(missing)", rule, "give the URL at which the others reach this instance")
+
+
+def _api_rules(settings: Settings) -> Iterator[Problem]:
+    api = settings.api
+    if (api.cert_file is None) != (api.key_file is None):
+        missing = "api.key_file" if api.key_file is None else "api.cert_file"
+        yield Problem((missing, "api.cert_file", "api.key_file"), "(missing)", "certificate and key belong together")
+        return
+    if api.cert_file is None:
+        if api.client_ca_file is not None:
+            rule = "needs api.cert_file and api.key_file: client certificates travel in TLS only"
+            yield Problem(("api.client_ca_file", "api.cert_file"), shown(api.client_ca_file), rule)
+        return
+    if api.address.startswith("http://"):
+        rule = "must be https: this API speaks TLS (api.cert_file)"
+        yield Problem(("api.address", "api.cert_file"), shown(api.address), rule)
+    if api.ca_file is None:
+        rule = "is required with api.cert_file: this instance calls other controllers too"
+        yield Problem(("api.ca_file", "api.cert_file"), "(missing)", rule, "name the authority of the group's certificates")
+    names = tls.names_in(api.cert_file)
+    host = urlsplit(api.address).hostname
+    if names is None:
+        return
+    if host and not tls.covers(names, host):
+        rule = f"does not name {host} (api.address): nobody would connect"
+        yield Problem(("api.cert_file", "api.address"), shown(api.cert_file), rule, "put it among the alternative names")
+    if api.client_ca_file is not None and not names & {peer_name(settings), *api.peer_names}:
+        rule = f"names neither {peer_name(settings)} nor one of api.peer_names: no other controller would let this one in"
+        yield Problem(("api.cert_file", "api.client_ca_file", "api.peer_names"), shown(api.cert_file), rule,
+                      "put that URI among the alternative names")  # fmt: skip
 
 
 def _region_rules(settings: Settings) -> Iterator[Problem]:
@@ -257,6 +303,8 @@ def _production_rules(settings: Settings) -> Iterator[Problem]:
     if not settings.state_dir.is_absolute():
         yield Problem(("state_dir", "environment"), shown(settings.state_dir), "must be an absolute path in production")
     yield from _production_region_rules(settings)
+    if not settings.api.insecure_private_network:
+        yield from _production_api_rules(settings)
     yield from _signers_rules(settings.approvals.allowed_signers)
 
 
@@ -271,6 +319,31 @@ def _production_region_rules(settings: Settings) -> Iterator[Problem]:
             if is_loopback(address):
                 rule = "must be an address that clients can reach"
                 yield Problem((f"regions.{name}.addresses", "environment"), shown(address), rule)
+
+
+def _production_api_rules(settings: Settings) -> Iterator[Problem]:
+    """Who may not be asked who they are, and what may not be read on its way, unless somebody says so on purpose."""
+    api = settings.api
+    otherwise = "or say api.insecure_private_network = true, when really nobody else reaches this network"
+    needed = (
+        ("cert_file", api.cert_file, "the API speaks TLS"),
+        ("key_file", api.key_file, "the API speaks TLS"),
+        ("ca_file", api.ca_file, "other controllers are verified"),
+        ("client_ca_file", api.client_ca_file, "peer routes are for controllers only"),
+        ("access_file", api.access_file, "every caller is known"),
+    )
+    paired = (api.cert_file is None) == (api.key_file is None)
+    for field, path, why in needed:
+        if path is None and (paired or field not in {"cert_file", "key_file"}):
+            yield Problem((f"api.{field}", "environment"), "(missing)", f"is required in production: {why}", otherwise)
+    for name, region in settings.regions.items():
+        for url in region.controllers:
+            if url.startswith("http://"):
+                yield Problem(
+                    (f"regions.{name}.controllers", "environment"), shown(url), "must be https in production", otherwise
+                )
+    if api.address.startswith("http://") and api.cert_file is None:
+        yield Problem(("api.address", "environment"), shown(api.address), "must be https in production", otherwise)
 
 
 def _signers_rules(path: Path) -> Iterator[Problem]:

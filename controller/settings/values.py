@@ -316,6 +316,15 @@ def _host(value: str) -> str:
     return value
 
 
+def _certificate_name(value: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", value) or "*" in value:
+        raise broken(
+            "must be a DNS name or URI as it stands in a certificate, without wildcards",
+            "for example drctl://fleet/eu-west-1/a",
+        )
+    return value
+
+
 def _path(value: Any) -> Any:
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise broken("must be a path", "leave the setting out when there is none")
@@ -339,5 +348,6 @@ Network = Annotated[str, AfterValidator(_network)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 DnsServer = Annotated[str, AfterValidator(_dns_server)]
 Host = Annotated[str, AfterValidator(_host)]
+CertificateName = Annotated[str, AfterValidator(_certificate_name)]
 Port = Annotated[int, BeforeValidator(_plain_number), Field(ge=0, le=65535)]
 FilePath = Annotated[Path, BeforeValidator(_path)]

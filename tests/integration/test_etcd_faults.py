@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
-import ipaddress
 import socket
 import subprocess
 import sys
@@ -18,9 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from controller.adapters.etcd import EtcdCoordinator, is_trustworthy, parse_version
 from controller.adapters.etcd_endpoint import Credentials, Endpoint
@@ -367,67 +362,6 @@ def enable_auth(url: str) -> None:
     auth.UserGrantRole(rpc_pb2.AuthUserGrantRoleRequest(user="root", role="root"), 5)
     auth.AuthEnable(rpc_pb2.AuthEnableRequest(), 5)
     endpoint.close()
-
-
-async def test_tls_with_client_certificates(binary: EtcdBinary, tmp_path: Path) -> None:
-    (address,) = addresses(1)
-    (spare,) = addresses(1)
-    secure = f"https://127.0.0.1:{spare.client_port}"
-    files = certificates(tmp_path)
-    extra = [
-        f"--listen-client-urls={address.client_url},{secure}",
-        f"--cert-file={files['server.pem']}",
-        f"--key-file={files['server.key']}",
-        f"--trusted-ca-file={files['ca.pem']}",
-        "--client-cert-auth",
-    ]
-    with EtcdCluster(binary, [address], tmp_path / "tls", unsafe_no_fsync=True, extra=extra):
-        ours = {"ca_file": files["ca.pem"], "cert_file": files["client.pem"], "key_file": files["client.key"]}
-        async with connected([secure], call_timeout_seconds=5.0, **ours) as c:
-            assert (await c.txn([], [Put("/k", b"x"), Get("/k")])).succeeded
-        async with connected([secure], call_timeout_seconds=1.0, ca_file=files["ca.pem"]) as c:
-            with pytest.raises(Unavailable):
-                await c.get("/k")
-        async with connected([secure], call_timeout_seconds=1.0, **{**ours, "ca_file": files["stranger.pem"]}) as c:
-            with pytest.raises(Unavailable):
-                await c.get("/k")
-
-
-Signer = tuple[x509.Name, ec.EllipticCurvePrivateKey]
-
-
-def certificates(folder: Path) -> dict[str, str]:
-    """A CA, what it signed for server and client, and a CA that signed nothing."""
-    now = datetime.datetime.now(datetime.UTC)
-
-    def make(name: str, issuer: Signer | None) -> Signer:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-        signer_name, signer_key = issuer or (subject, key)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(signer_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=5))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        )
-        (folder / f"{name}.pem").write_bytes(builder.sign(signer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-        (folder / f"{name}.key").write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
-            )
-        )
-        return subject, key
-
-    authority = make("ca", None)
-    make("server", authority)
-    make("client", authority)
-    make("stranger", None)
-    return {path.name: str(path) for path in folder.iterdir()}
 
 
 # ---------------------------------------------------------------------------------------------------------- the lab's own tools

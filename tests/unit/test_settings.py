@@ -21,7 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.errors import Misconfigured
-from controller.settings import Settings, describe, fingerprint, load_settings
+from controller.lab.certificates import Authority
+from controller.settings import Settings, describe, fingerprint, load_settings, tls_files
+from controller.settings.tls import endings
 
 CONFIG = Path(__file__).parents[2] / "config"
 NOW = datetime.now(UTC)
@@ -413,6 +415,11 @@ def production(tmp_path: Path) -> dict[str, Any]:
         ca_file=str(tmp_path / "ca.pem"), cert_file=str(tmp_path / "dr.pem"), key_file=str(tmp_path / "dr-key.pem")
     )
     data["approvals"]["allowed_signers"] = str(tmp_path / "allowed_signers")
+    authority = Authority(tmp_path, "api-ca")
+    pair = authority.issue("api", hosts=["a.eu-west-1.dr.example.com"], uris=["drctl://support-agents/eu-west-1/a"])
+    ours = str(authority.cert_file)
+    data["api"].update(cert_file=str(pair.cert_file), key_file=str(pair.key_file), ca_file=ours, client_ca_file=ours)
+    data["api"]["access_file"] = str(tmp_path / "access.json")
     return data
 
 
@@ -426,7 +433,14 @@ def test_the_production_example_says_which_of_its_files_are_missing() -> None:
     with pytest.raises(Misconfigured) as caught:
         load_settings(CONFIG / "production.example.toml")
     told = str(caught.value)
-    for field in ("etcd.ca_file", "etcd.cert_file", "etcd.key_file", "approvals.allowed_signers"):
+    for field in (
+        "etcd.ca_file",
+        "etcd.cert_file",
+        "etcd.key_file",
+        "approvals.allowed_signers",
+        "api.cert_file",
+        "api.ca_file",
+    ):
         assert field in told
 
 
@@ -442,6 +456,16 @@ def test_the_production_example_names_every_setting_or_shows_it_in_a_comment() -
         ("etcd/endpoints", [f"http://127.0.{i}.10:2379" for i in (1, 2, 3)], "etcd.endpoints", "must be https in production"),
         ("etcd/endpoints", ["https://a.example:2379", "https://b.example:2379"], "etcd.endpoints", "at least 3"),
         ("etcd/ca_file", ..., "etcd.ca_file = (missing)", "required in production"),
+        ("api/cert_file", ..., "api.cert_file = (missing)", "belong together"),
+        ("api/ca_file", ..., "api.ca_file = (missing)", "insecure_private_network"),
+        ("api/client_ca_file", ..., "api.client_ca_file = (missing)", "for controllers only"),
+        ("api/access_file", ..., "api.access_file = (missing)", "every caller is known"),
+        ("api/address", "http://a.eu-west-1.dr.example.com:8080", "api.address", "must be https"),
+        ("api/address", "https://b.eu-west-1.dr.example.com:8080", "api.cert_file", "does not name b.eu-west-1"),
+        ("api/key_file", "/nowhere/key.pem", "api.key_file = '/nowhere/key.pem'", "cannot be read"),
+        ("api/peer_names", ["*.example.com"], "api.peer_names.0", "without wildcards"),
+        ("regions/us-east-1/controllers", ["http://10.0.0.9:8080"], "regions.us-east-1.controllers", "must be https"),
+        ("instance", "b", "api.cert_file", "drctl://support-agents/eu-west-1/b"),
         ("etcd/cert_file", ..., "etcd.cert_file = (missing)", "belong together"),
         ("regions/eu-west-1/s3_endpoint", "http://10.0.0.1:9000", "regions.eu-west-1.s3_endpoint", "must be https"),
         ("traffic/endpoint", "http://127.0.0.30:4570", "traffic.endpoint", "must be https"),
@@ -490,6 +514,26 @@ def test_a_key_with_a_password_is_refused_because_a_daemon_has_nobody_to_ask(
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"x"))
     (tmp_path / "dr-key.pem").write_bytes(locked)
     assert any(line.startswith("etcd.key_file") and "encrypted" in line for line in refused(production))
+
+
+def test_production_runs_without_tls_only_when_somebody_says_so(production: dict[str, Any]) -> None:
+    for name in ("cert_file", "key_file", "ca_file", "client_ca_file", "access_file"):
+        del production["api"][name]
+    production["api"]["address"] = "http://10.0.0.5:8080"
+    lines = refused(production)
+    assert {line.partition(" ")[0] for line in lines} >= {
+        "api.cert_file", "api.key_file", "api.ca_file", "api.client_ca_file", "api.access_file", "api.address",
+    }  # fmt: skip
+    production["api"]["insecure_private_network"] = True
+    assert load_settings(**production).api.insecure_private_network
+
+
+def test_a_certificate_of_the_api_that_ends_soon_is_told_by_name(production: dict[str, Any]) -> None:
+    settings = load_settings(**production)
+    etcd, api = tls_files(settings)
+    soon = [sentence.partition(":")[0] for sentence in endings(etcd, NOW + timedelta(days=14))]
+    assert soon == ["etcd.ca_file", "etcd.cert_file"]
+    assert list(endings(api, NOW + timedelta(hours=1))) == []
 
 
 def test_a_bundle_of_authorities_may_carry_an_expired_one(production: dict[str, Any], tmp_path: Path) -> None:
