@@ -14,6 +14,9 @@ instance carries a ``hint``: the one thing to do or to type next. Codes are a co
 | 6    | `approval_required` | get people to approve                                |
 | 7    | `misconfigured`   | correct the settings                                   |
 | 8    | `corrupt`         | do not trust these bytes; repair from another region   |
+| 9    | `unauthenticated` | show a token or certificate that is valid here         |
+
+`forbidden` is a refusal (5): the caller is known and may not do this.
 """
 
 from __future__ import annotations
@@ -120,6 +123,21 @@ class Conflict(Refused):
 
     code = "conflict"
     http_status = 409
+
+
+class Forbidden(Refused):
+    """The caller is known, and this is not theirs to do or to see."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class Unauthenticated(DrError):
+    """The caller did not show who they are, or not with something that is valid here. Nothing was looked at or done."""
+
+    code = "unauthenticated"
+    exit_code = 9
+    http_status = 401
 
 
 class ApprovalRequired(DrError):

@@ -2,6 +2,7 @@
 
 client      AsyncCheckpoints: put, get, list, agents, tasks, beats
 delivery    from a record to its acknowledgement: turns, deltas, batches, and the spool behind them
+credentials what a client shows: token, certificate; and whom it believes
 caller      one call to whichever controller is to be asked; retries, pauses that controllers ask for
 sync        Checkpoints: the same for programs without an event loop
 rights      Right, Hold, guard: may this copy of the agent still act?

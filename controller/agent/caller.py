@@ -14,6 +14,7 @@ from typing import TypeVar
 import httpx
 
 from controller.agent import wire
+from controller.agent.credentials import Bearer, Credentials
 from controller.agent.endpoints import Endpoints
 from controller.agent.errors import Fenced, StaleEpoch
 from controller.agent.rights import Clock
@@ -40,7 +41,10 @@ class Caller:
         timeout_seconds: float = 10.0,
         attempt_seconds: float = 5.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        credentials = credentials or Credentials()
+        self._bearer = Bearer(credentials)
         self.endpoints = endpoints
         self.attempt_seconds = attempt_seconds
         self._clock = clock
@@ -49,6 +53,7 @@ class Caller:
         self._timeout = timeout_seconds
         self._http = httpx.AsyncClient(
             transport=transport,
+            verify=credentials.tls() if any(url.startswith("https:") for url in endpoints.urls()) else True,
             timeout=httpx.Timeout(None),  # every call stands under asyncio.timeout: one clock for all of it
             follow_redirects=False,
             trust_env=False,
@@ -147,7 +152,9 @@ class Caller:
 
     async def request(self, method: str, url: str, content: bytes, content_type: str) -> httpx.Response:
         """Raises Unavailable when the request did not leave, OutcomeUnknown when it may have arrived."""
-        headers = {"X-DR-Host": self._host} if self._host else {}
+        headers = dict(self._bearer.headers())
+        if self._host:
+            headers["X-DR-Host"] = self._host
         if content_type:
             headers["Content-Type"] = content_type
         try:

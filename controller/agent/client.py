@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote
@@ -24,6 +25,7 @@ import msgspec
 
 from controller.agent import wire
 from controller.agent.caller import Caller
+from controller.agent.credentials import Credentials, Secret
 from controller.agent.delivery import ACKNOWLEDGED, SPOOLED, Delivery, settled
 from controller.agent.endpoints import EndpointHealth, Endpoints
 from controller.agent.errors import NotAllAcknowledged, StaleEpoch
@@ -44,6 +46,7 @@ class AsyncCheckpoints:
     ``endpoints``: base URLs of controllers. ``timeout_seconds``: default deadline of a call, retries included;
     ``attempt_seconds``: longest wait for one answer. ``spool``: None = a put that nobody acknowledges raises.
     ``delta_bytes``: memory for previous bodies, 0 = no deltas. ``batch_*``, ``in_flight``: bounds of requests.
+    ``token`` or ``token_file``, ``ca_file``, ``cert_file``, ``key_file``: see ``credentials``; left out, the environment's.
     ``right`` is what answers extend and agents check.
     """
 
@@ -63,10 +66,19 @@ class AsyncCheckpoints:
         in_flight: int = 2,
         batch_records: int = 500,
         batch_bytes: int = 4 * 2**20,
+        token: str | Secret | None = None,
+        token_file: str | Path | None = None,
+        ca_file: str | Path | None = None,
+        cert_file: str | Path | None = None,
+        key_file: str | Path | None = None,
     ) -> None:
+        credentials = Credentials.of(
+            token=token, token_file=token_file, ca_file=ca_file, cert_file=cert_file, key_file=key_file
+        )
+        credentials.check(endpoints)
         self._clock: Clock = clock or BootClock()
         rng = rng or random.Random()
-        self._endpoints = Endpoints(endpoints, self._clock, rng, follow_hints=follow_hints)
+        self._endpoints = Endpoints(endpoints, self._clock, rng, follow_hints=follow_hints, trusted=credentials.may_be_sent_to)
         self._is_host = bool(agent_host)
         self._caller = Caller(
             self._endpoints,
@@ -76,6 +88,7 @@ class AsyncCheckpoints:
             timeout_seconds=timeout_seconds,
             attempt_seconds=attempt_seconds,
             transport=transport,
+            credentials=credentials,
         )
         self._delivery = Delivery(
             self._caller,

@@ -21,13 +21,15 @@ from controller.agent.rights import Clock
 from controller.agent.spool import Letter, Spool
 from controller.agent.turns import Turns
 from controller.domain.model import Ack, Frame, Record
-from controller.errors import DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
+from controller.errors import DrError, FenceLost, OutcomeUnknown, Refused, Unauthenticated, Unavailable
 from controller.stream.limits import DEFAULT_LIMITS, record_problem
 from controller.stream.segment import encode_frames
 
 ACKNOWLEDGED = ("acknowledged", "duplicate")
 SPOOLED = "spooled"
 """Status of an Ack that is none: the record is on this machine's disk only."""
+NOT_JUDGED = (Unavailable, StaleEpoch, Unauthenticated)
+"""Says nothing about the record: it stays where it is (an expired token is renewed, and then everything is sent)."""
 THREAD_BYTES = 2**20
 """More than this is compressed in a thread: a large body must not stop the loop that beats."""
 
@@ -294,11 +296,11 @@ class Delivery:
                 break
             results = await self._deliver([letter for _, letter in items], deadline)
             taken = [n for (n, _), result in zip(items, results, strict=True) if isinstance(result, Ack)]
-            stop = next((result for result in results if isinstance(result, (Unavailable, StaleEpoch))), None)
+            stop = next((result for result in results if isinstance(result, NOT_JUDGED)), None)
             refused = [
                 (n, f"{result.code}: {result.message}")
                 for (n, _), result in zip(items, results, strict=True)
-                if isinstance(result, DrError) and not isinstance(result, (Unavailable, StaleEpoch))
+                if isinstance(result, DrError) and not isinstance(result, NOT_JUDGED)
             ]
             await asyncio.to_thread(spool.settle, taken, refused)
             settled += len(taken) + len(refused)
@@ -322,7 +324,7 @@ class Delivery:
         while self.spool is not None and self.spool.agents():
             try:
                 await self._drain(self._caller.deadline(None))
-            except (Unavailable, StaleEpoch):
+            except NOT_JUDGED:
                 await self._clock.sleep(self._random.uniform(0.5, 1.0))
 
 

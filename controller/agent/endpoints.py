@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -74,9 +74,18 @@ def _base(url: str) -> str | None:
 
 
 class Endpoints:
-    """The list, with health. ``follow_hints`` False: addresses that answers name are used only when they are in the list."""
+    """The list, with health. ``follow_hints`` False: addresses that answers name are used only when they are in the list.
+    ``trusted``: whether an address that was named may be asked at all."""
 
-    def __init__(self, urls: Sequence[str], clock: Clock, rng: random.Random, *, follow_hints: bool = True) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        clock: Clock,
+        rng: random.Random,
+        *,
+        follow_hints: bool = True,
+        trusted: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         bases = [_base(url) for url in urls]
         if not urls or None in bases:
             raise Misconfigured(
@@ -86,6 +95,7 @@ class Endpoints:
         self._clock = clock
         self._random = rng
         self._follow = follow_hints
+        self._trusted = trusted
         self._turn = 0
         self._active: str | None = None
         self._schemes = {urlsplit(item.url).scheme for item in self._all}
@@ -182,7 +192,7 @@ class Endpoints:
 
     def _learn(self, base: str) -> Endpoint | None:
         """Never from https to http, and only so many: a hint is an answer from the network."""
-        if not self._follow or urlsplit(base).scheme not in self._schemes:
+        if not self._follow or urlsplit(base).scheme not in self._schemes or not self._trusted(base):
             return None
         learned = [item for item in self._all if item.learned]
         if len(learned) >= LEARNED_MAX:

@@ -21,12 +21,14 @@ from controller.errors import (
     Corrupt,
     DrError,
     FenceLost,
+    Forbidden,
     Misconfigured,
     NotActive,
     NotFound,
     OutcomeUnknown,
     Refused,
     Throttled,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -38,7 +40,19 @@ FOREIGN_NO = (401, 403, 407, 413)
 
 _CLASSES: dict[str, type[DrError]] = {
     kind.code: kind
-    for kind in (Unavailable, Throttled, OutcomeUnknown, FenceLost, Refused, NotFound, Conflict, Misconfigured, Corrupt)
+    for kind in (
+        Unavailable,
+        Throttled,
+        OutcomeUnknown,
+        FenceLost,
+        Refused,
+        NotFound,
+        Conflict,
+        Misconfigured,
+        Corrupt,
+        Forbidden,
+        Unauthenticated,
+    )
 } | {"approval_required": ApprovalRequired, STALE_ATTEMPT: Fenced, Fenced.code: Fenced, UNKNOWN_BASE: Refused}
 
 _INGEST = msgspec.json.Decoder(IngestAnswer)

@@ -12,17 +12,20 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from controller.agent.credentials import Bearer, Credentials
 from controller.errors import (
     ApprovalRequired,
     Conflict,
     Corrupt,
     DrError,
     FenceLost,
+    Forbidden,
     Misconfigured,
     NotActive,
     NotFound,
     OutcomeUnknown,
     Refused,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -39,7 +42,19 @@ CHANGE_SECONDS = 30.0
 
 _CLASSES: dict[str, type[DrError]] = {
     kind.code: kind
-    for kind in (Unavailable, OutcomeUnknown, NotActive, Refused, NotFound, Conflict, ApprovalRequired, Misconfigured, Corrupt)
+    for kind in (
+        Unavailable,
+        OutcomeUnknown,
+        NotActive,
+        Refused,
+        NotFound,
+        Conflict,
+        ApprovalRequired,
+        Misconfigured,
+        Corrupt,
+        Forbidden,
+        Unauthenticated,
+    )
 } | {FenceLost.code: FenceLost}
 
 
@@ -109,12 +124,23 @@ def error_from(status: int, body: bytes, endpoint: str) -> DrError:
 class Client:
     """One command's connection to whichever controller answers. ``transport``: for tests."""
 
-    def __init__(self, endpoints: Sequence[str], transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        transport: httpx.BaseTransport | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._endpoints = list(dict.fromkeys(check_endpoint(endpoint) for endpoint in endpoints))
         if not self._endpoints:
             raise Usage("no controller is named", hint="give --endpoint URL, --config FILE, or set DRCTL_ENDPOINTS")
+        credentials = credentials or Credentials()
+        credentials.check(self._endpoints)
+        self._bearer = Bearer(credentials)
+        secure = any(endpoint.startswith("https:") for endpoint in self._endpoints)
         # No proxies from the environment and no redirects: in a disaster the fewer parts the better.
-        self._http = httpx.Client(trust_env=False, follow_redirects=False, transport=transport)
+        self._http = httpx.Client(
+            trust_env=False, follow_redirects=False, transport=transport, verify=credentials.tls() if secure else True
+        )
         self._good: str | None = None
 
     def close(self) -> None:
@@ -229,7 +255,8 @@ class Client:
         body: Mapping[str, object] | None = None,
     ) -> tuple[int, bytes]:
         timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
-        with self._http.stream(method, url, params=params, json=body, timeout=timeout) as answer:
+        headers = self._bearer.headers()
+        with self._http.stream(method, url, params=params, json=body, timeout=timeout, headers=headers) as answer:
             parts, total = [], 0
             for part in answer.iter_bytes():
                 total += len(part)
@@ -254,5 +281,6 @@ def _why(error: httpx.HTTPError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     if isinstance(error, httpx.ConnectError):
-        return "cannot connect"
+        told = str(error)
+        return f"cannot connect: {told}" if "certificate" in told.lower() or "ssl" in told.lower() else "cannot connect"
     return "connection broke" if isinstance(error, httpx.TransportError) else type(error).__name__

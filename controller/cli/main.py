@@ -15,9 +15,21 @@ from collections.abc import Sequence
 
 import typer
 
-from controller.cli import group, history, look, ops, plans, restore, verify
+from controller.cli import group, history, look, ops, plans, restore, token, verify
 from controller.cli.client import Usage
-from controller.cli.session import ConfigOption, EndpointOption, Interrupted, Output, OutputOption, Session, session
+from controller.cli.session import (
+    CaFileOption,
+    CertFileOption,
+    ConfigOption,
+    EndpointOption,
+    Interrupted,
+    KeyFileOption,
+    Output,
+    OutputOption,
+    Session,
+    TokenFileOption,
+    session,
+)
 from controller.domain.text import MAX_TEXT_CHARS, visible
 from controller.errors import DrError
 
@@ -31,8 +43,10 @@ EPILOG = """At 3 a.m.: `drctl status`, then `drctl plan failover --to REGION --r
 
 Controllers are found by --endpoint, --config FILE, DRCTL_ENDPOINTS (separated by spaces or commas) or DR_CONFIG, in this order.
 
+Where controllers ask who calls: --token-file (or DR_TOKEN_FILE), and --ca-file for their authority, before the command.
+
 Exit codes: 0 done, 2 wrong command line, 3 nobody answers, 4 fenced, 5 refused by a rule, 6 approvals missing, 7 wrong
-settings, 8 damaged data, 130 interrupted, 1 a bug."""
+settings, 8 damaged data, 9 not let in, 130 interrupted, 1 a bug."""
 
 app = typer.Typer(
     name="drctl",
@@ -46,10 +60,18 @@ app = typer.Typer(
 
 @app.callback(epilog=EPILOG)
 def options(
-    ctx: typer.Context, endpoint: EndpointOption = None, config: ConfigOption = None, output: OutputOption = None
+    ctx: typer.Context,
+    endpoint: EndpointOption = None,
+    config: ConfigOption = None,
+    output: OutputOption = None,
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
+    cert_file: CertFileOption = None,
+    key_file: KeyFileOption = None,
 ) -> None:
     """Disaster recovery for fleets of AI agents: see how far regions are behind, plan a move, approve it, run it."""
-    session(ctx).use(endpoint, config, output)
+    here = session(ctx).use(endpoint, config, output)
+    here.token_file, here.ca_file, here.cert_file, here.key_file = token_file, ca_file, cert_file, key_file
 
 
 app.command(epilog="Example: drctl status --watch --config config/lab.toml")(look.status)
@@ -68,6 +90,7 @@ app.command(epilog="Example: drctl verify eu-central-1")(verify.verify)
 app.command(epilog="Example: drctl repair eu-central-1 --execute --confirm eu-central-1")(verify.repair)
 app.command(epilog="Example: drctl serve --config /etc/dr/controller.toml")(ops.serve)
 app.add_typer(ops.config_app, name="config")
+app.add_typer(token.token_app, name="token")
 app.command(epilog="Example: drctl bootstrap --config /etc/dr/controller.toml --region eu-west-1")(group.bootstrap)
 app.command(epilog="Example: drctl recover --config /etc/dr/controller.toml")(group.recover)
 app.command()(ops.version)

@@ -18,6 +18,7 @@ import typer
 import yaml
 from rich.console import Console
 
+from controller.agent.credentials import Credentials
 from controller.cli.client import Client, Usage
 from controller.domain.text import visible
 
@@ -55,6 +56,37 @@ ConfigOption = Annotated[
 OutputOption = Annotated[Output | None, typer.Option("--output", "-o", help="How to print.", rich_help_panel="Connection")]
 
 
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="DR_TOKEN_FILE",
+        help="File with the token to show.",
+        rich_help_panel="Connection",
+        metavar="FILE",
+    ),
+]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        envvar="DR_CA_FILE",
+        help="Who signed the controllers' certificates; default: that of the settings file, else the system's.",
+        rich_help_panel="Connection",
+        metavar="FILE",
+    ),
+]
+CertFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert-file", envvar="DR_CERT_FILE", help="Client certificate.", rich_help_panel="Connection", metavar="FILE"
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--key-file", envvar="DR_KEY_FILE", help="Its key.", rich_help_panel="Connection", metavar="FILE")
+]
+
+
 class Interrupted(Exception):
     """The person ended a prompt (Ctrl-C, Ctrl-D): nothing was sent."""
 
@@ -66,6 +98,10 @@ class Session:
     endpoints: list[str] = field(default_factory=list)
     config: Path | None = None
     output: Output = Output.TABLE
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
     _client: Client | None = None
 
     def use(self, endpoint: list[str] | None, config: Path | None, output: Output | None) -> Session:
@@ -96,13 +132,47 @@ class Session:
     def client(self) -> Client:
         """Made at the first use, so that a wrong endpoint is not an error of ``drctl version``."""
         if self._client is None:
-            self._client = Client(self.named_endpoints() or [DEFAULT_ENDPOINT])
+            self._client = Client(self.named_endpoints() or [DEFAULT_ENDPOINT], credentials=self.credentials())
         return self._client
 
     def close(self) -> None:
         """Closes the connection, where one was made."""
         if self._client is not None:
             self._client.close()
+
+    def credentials(self) -> Credentials:
+        """What is shown to controllers, and whom it is shown to. Raises Misconfigured, Usage."""
+        return Credentials.of(
+            token_file=self.token_file,
+            ca_file=self.ca_file or self._settings_ca(),
+            cert_file=self.cert_file,
+            key_file=self.key_file,
+        )
+
+    def _settings_ca(self) -> Path | None:
+        """``api.ca_file`` of the settings file that names the controllers."""
+        found = self.settings_document().get("api")
+        named = found.get("ca_file") if isinstance(found, dict) else None
+        return self.settings_folder() / named if isinstance(named, str) else None
+
+    def settings_document(self) -> dict[str, Any]:
+        """The settings file as it is, empty when none is named. Raises Usage."""
+        path = self._settings_file()
+        return _toml(path) if path is not None else {}
+
+    def settings_folder(self) -> Path:
+        """Relative paths of the settings file start here."""
+        path = self._settings_file()
+        return path.parent if path is not None else Path()
+
+    def _settings_file(self) -> Path | None:
+        """The file that the endpoints come from, None when they come from elsewhere."""
+        if self.endpoints:
+            return None
+        if self.config is not None:
+            return self.config
+        path = os.environ.get("DR_CONFIG")
+        return Path(path) if path and not os.environ.get("DRCTL_ENDPOINTS", "").strip() else None
 
     def named_endpoints(self) -> list[str]:
         """Endpoints from ``--endpoint``, else ``--config``, else ``DRCTL_ENDPOINTS``, else ``DR_CONFIG``. Raises Usage."""
@@ -158,14 +228,7 @@ def endpoints_of(path: Path) -> list[str]:
 
     Raises Usage.
     """
-    try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise Usage(f"{path} cannot be read: {error.strerror}", hint="give the settings file with --config FILE") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Usage(f"{path} is not TOML: {visible(error, 200)}", hint="drctl config check FILE says more") from error
-    regions = document.get("regions")
+    regions = _toml(path).get("regions")
     found = [
         str(url)
         for region in (regions.values() if isinstance(regions, dict) else ())
@@ -175,6 +238,16 @@ def endpoints_of(path: Path) -> list[str]:
     if not found:
         raise Usage(f"{path} names no controllers", hint='add controllers = ["http://…"] to its [regions.…] tables')
     return found
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise Usage(f"{path} cannot be read: {error.strerror}", hint="give the settings file with --config FILE") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Usage(f"{path} is not TOML: {visible(error, 200)}", hint="drctl config check FILE says more") from error
 
 
 def parse_duration(text: str) -> float:

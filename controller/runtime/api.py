@@ -15,11 +15,25 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from controller import __version__
+from controller.domain.access import Permit
 from controller.domain.model import AgentSeen, Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
 from controller.domain.text import visible
 from controller.errors import DrError, Refused
 from controller.ports import Clock
+from controller.runtime.api_access import (
+    Calling,
+    Entrance,
+    Guard,
+    OwnHost,
+    ReadableAgent,
+    caller_of,
+    permit,
+    require,
+    require_agent,
+    require_agents,
+    require_list,
+)
 from controller.runtime.api_archive import archive_routes
 from controller.runtime.api_documents import (
     AbortIn,
@@ -38,9 +52,7 @@ from controller.runtime.api_door import (
     BadRequest,
     Door,
     TooLarge,
-    agent_name,
     error_response,
-    host_name,
     named,
     plan_id,
     record_id,
@@ -67,8 +79,8 @@ MAX_HEADER_BYTES = 32 * 1024
 """HTTP clients refuse answers with more than about 64 KiB of headers; a record's meta may be larger."""
 
 
-AgentName = Annotated[str, Depends(agent_name)]
-HostName = Annotated[str, Depends(host_name)]
+AgentName = ReadableAgent
+HostName = OwnHost
 PlanId = Annotated[str, Depends(plan_id)]
 RecordId = Annotated[str, Depends(record_id)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
@@ -115,17 +127,20 @@ def _agent_routes(service: ControllerService) -> APIRouter:
     @router.post("/records", response_model=IngestAnswer, openapi_extra=_INGEST_BODY, summary="Put records")
     async def put_records(request: Request) -> Response:
         """Answered in front of the framework (``api_records``); here for the API document, and the same."""
-        document = await answer_records(service, request.headers.get("content-type", ""), await request.body())
+        content_type = request.headers.get("content-type", "")
+        document = await answer_records(service, content_type, await request.body(), caller_of(request.scope))
         return Response(document, 200, NO_STORE, JSON)
 
     @router.get("/agents", response_model=tuple[AgentSeen, ...], summary="Agents in this region's copy")
     async def agents(
+        caller: Calling,
         limit: Limit = 1000,
         after: Annotated[str, Query(max_length=200, description="by name: only those after this one")] = "",
         prefix: Annotated[str, Query(max_length=200, description="only names that begin so")] = "",
         sort: Annotated[Literal["name", "newest"], Query(description="`newest`: who wrote last, one page")] = "name",
         fresh: Fresh = False,
     ) -> Response:
+        require_list(caller, prefix)
         if fresh:
             await service.settle()
         return _answer(tuple[AgentSeen, ...], service.agents(AgentPage(limit, after, prefix, sort == "newest")))
@@ -157,11 +172,14 @@ def _agent_routes(service: ControllerService) -> APIRouter:
         return _record_answer(await service.read(agent, record))
 
     @router.post("/tasks", response_model=IngestAnswer, summary="Give an agent a task")
-    async def create_task(task: TaskIn) -> Response:
+    async def create_task(task: TaskIn, caller: Calling) -> Response:
+        require(caller, Permit.TASK)
+        require_agent(caller, task.agent)
         return _answer(IngestAnswer, await service.create_task(task.agent, task.spec))
 
     @router.post("/hosts/{host}/beat", response_model=BeatAnswer, summary="A host's heartbeat; answers with its assignments")
-    async def beat(host: HostName, given: BeatIn) -> Response:
+    async def beat(host: HostName, given: BeatIn, caller: Calling) -> Response:
+        require_agents(caller, (one.agent for one in given.agents))
         running = tuple(Running(agent.agent, agent.attempt) for agent in given.agents)
         return _answer(BeatAnswer, await service.beat(Beat(host, given.capacity, running)))
 
@@ -172,7 +190,7 @@ def _agent_routes(service: ControllerService) -> APIRouter:
 
 
 def _reading_routes(service: ControllerService) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["people"])
+    router = APIRouter(prefix="/v1", tags=["people"], dependencies=[permit(Permit.STATUS)])
 
     @router.get("/status", response_model=Status, summary="What is going on, and what to type next")
     async def status() -> Response:
@@ -199,39 +217,46 @@ def _reading_routes(service: ControllerService) -> APIRouter:
 
 def _plan_routes(service: ControllerService) -> APIRouter:
     router = APIRouter(prefix="/v1/plans", tags=["people"])
+    looking, changing = [permit(Permit.STATUS)], [permit(Permit.OPERATE)]
 
-    @router.get("", response_model=tuple[PlanRecord, ...], summary="All plans")
+    @router.get("", dependencies=looking, response_model=tuple[PlanRecord, ...], summary="All plans")
     async def plans() -> Response:
         return _answer(tuple[PlanRecord, ...], await service.plans())
 
-    @router.post("", response_model=PlanDocument, status_code=201, summary="Make a plan; nothing moves")
-    async def create(given: PlanIn) -> Response:
+    @router.post("", dependencies=changing, response_model=PlanDocument, status_code=201, summary="Make a plan; nothing moves")
+    async def create(given: PlanIn, caller: Calling) -> Response:
         if given.break_glass and not given.reason.strip():
             raise Refused("a break-glass plan needs a stated reason", hint="say why in `reason` (--reason)")
-        request = PlanRequest(given.kind, given.to, given.requester, given.reason, given.break_glass)
+        request = PlanRequest(given.kind, given.to, caller.acts_as(given.requester), given.reason, given.break_glass)
         return _answer(PlanDocument, await service.create_plan(request), 201)
 
-    @router.get("/{plan}", response_model=PlanDocument, summary="A plan with its approvals and journal")
+    @router.get("/{plan}", dependencies=looking, response_model=PlanDocument, summary="A plan with its approvals and journal")
     async def show(plan: PlanId) -> Response:
         return _answer(PlanDocument, await service.plan(plan))
 
-    @router.get("/{plan}/journal", response_model=tuple[JournalEntry, ...], summary="The steps of a promotion")
+    @router.get(
+        "/{plan}/journal", dependencies=looking, response_model=tuple[JournalEntry, ...], summary="The steps of a promotion"
+    )
     async def journal(plan: PlanId) -> Response:
         return _answer(tuple[JournalEntry, ...], (await service.plan(plan)).journal)
 
-    @router.post("/{plan}/approvals", response_model=PlanDocument, summary="A signed decision about a plan")
-    async def approve(plan: PlanId, given: ApprovalIn) -> Response:
+    @router.post(
+        "/{plan}/approvals", dependencies=changing, response_model=PlanDocument, summary="A signed decision about a plan"
+    )
+    async def approve(plan: PlanId, given: ApprovalIn, caller: Calling) -> Response:
         digest = given.digest or (await service.plan(plan)).record.digest
-        request = ApprovalRequest(given.principal, given.decision, given.expires_at, given.signature, digest)
+        request = ApprovalRequest(given.principal, given.decision, given.expires_at, given.signature, digest, caller.name)
         return _answer(PlanDocument, await service.approve(plan, request))
 
-    @router.post("/{plan}/execute", response_model=PlanDocument, summary="Run an approved plan")
-    async def execute(plan: PlanId, given: ExecuteIn) -> Response:
-        return _answer(PlanDocument, await service.execute(plan, given.requester, given.confirm))
+    @router.post("/{plan}/execute", dependencies=changing, response_model=PlanDocument, summary="Run an approved plan")
+    async def execute(plan: PlanId, given: ExecuteIn, caller: Calling) -> Response:
+        return _answer(PlanDocument, await service.execute(plan, caller.acts_as(given.requester), given.confirm))
 
-    @router.post("/{plan}/abort", response_model=PlanDocument, summary="End a plan that has not been authorized")
-    async def abort(plan: PlanId, given: AbortIn) -> Response:
-        return _answer(PlanDocument, await service.abort(plan, given.requester, given.reason))
+    @router.post(
+        "/{plan}/abort", dependencies=changing, response_model=PlanDocument, summary="End a plan that has not been authorized"
+    )
+    async def abort(plan: PlanId, given: AbortIn, caller: Calling) -> Response:
+        return _answer(PlanDocument, await service.abort(plan, caller.acts_as(given.requester), given.reason))
 
     return router
 
@@ -239,8 +264,9 @@ def _plan_routes(service: ControllerService) -> APIRouter:
 # --------------------------------------------------------------------------------------------------------- probes and the page
 
 
-def _probe_routes(service: ControllerService, clock: Clock) -> APIRouter:
+def _probe_routes(service: ControllerService, clock: Clock, *, open_metrics: bool) -> APIRouter:
     router = APIRouter(tags=["probes"])
+    watched = [] if open_metrics else [permit(Permit.STATUS)]
 
     def probe(ok: bool, reason: str) -> Response:
         answer = Probe(ok, service.region, service.instance, service.role.value, reason)
@@ -262,11 +288,23 @@ def _probe_routes(service: ControllerService, clock: Clock) -> APIRouter:
             return probe(False, "the right of this instance to act has run out")
         return probe(True, "this instance is the holder and may act")
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, summary="Prometheus")
+    @router.get(
+        "/metrics",
+        dependencies=watched,
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}},
+        summary="Prometheus",
+    )
     async def metrics() -> Response:
         return Response(service.metrics(), 200, NO_STORE, "text/plain; version=0.0.4; charset=utf-8")
 
-    @router.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}}, summary="Status page")
+    @router.get(
+        "/",
+        dependencies=[permit(Permit.STATUS)],
+        response_class=Response,
+        responses={200: {"content": {"text/html": {}}}},
+        summary="Status page",
+    )
     async def page() -> Response:
         text = await render_status_page(service, clock.wall())
         headers = {
@@ -316,8 +354,15 @@ async def _on_bug(_request: Request, _error_seen: Exception) -> Response:
     )
 
 
-def create_app(service: ControllerService, *, clock: Clock, in_flight_max_bytes: int = IN_FLIGHT_MAX_BYTES) -> FastAPI:
-    """The application for one controller. ``clock`` tells the status page the time."""
+def create_app(
+    service: ControllerService,
+    *,
+    clock: Clock,
+    in_flight_max_bytes: int = IN_FLIGHT_MAX_BYTES,
+    entrance: Entrance | None = None,
+) -> FastAPI:
+    """The application for one controller. ``clock`` tells the status page the time; ``entrance`` who calls (None: nobody is
+    asked)."""
     app = FastAPI(
         title="agent-dr controller",
         version=__version__,
@@ -328,17 +373,19 @@ def create_app(service: ControllerService, *, clock: Clock, in_flight_max_bytes:
     )
     app.add_middleware(Door)
     app.add_middleware(RecordsFront, service=service, in_flight_max_bytes=in_flight_max_bytes)
+    if entrance is not None:
+        app.add_middleware(Guard, entrance=entrance)  # the last one added is the first one asked
     app.add_exception_handler(DrError, _on_dr_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
     for router in (
         _agent_routes(service),
-        peer_routes(service),
+        peer_routes(service, entrance),
         archive_routes(service),
         _reading_routes(service),
         _plan_routes(service),
-        _probe_routes(service, clock),
+        _probe_routes(service, clock, open_metrics=entrance is None or entrance.open_metrics),
     ):
         app.include_router(router)
     return app

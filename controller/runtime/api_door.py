@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from controller.errors import DrError, Refused, Unavailable
+from controller.errors import DrError, Refused, Unauthenticated, Unavailable
 from controller.runtime.api_documents import MAX_REGION_CHARS, check_name
 from controller.stream.limits import DEFAULT_LIMITS
 
@@ -59,6 +59,8 @@ def error_response(error: DrError, status: int | None = None) -> Response:
     headers = dict(NO_STORE)
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if isinstance(error, Unauthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return Response(body, status or error.http_status, headers, JSON)
 
 

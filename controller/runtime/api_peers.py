@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from controller.domain.access import Permit
 from controller.domain.failsafe import Witness
 from controller.domain.model import Ack, Frame, IngestAnswer
+from controller.errors import Forbidden
+from controller.runtime.api_access import Calling, Entrance, permit
 from controller.runtime.api_door import answer, named
 from controller.runtime.api_records import frames_in
 
@@ -25,9 +28,9 @@ async def frames_of(request: Request) -> Sequence[Frame]:
 Epoch = Annotated[int, Path(ge=1, lt=2**63)]
 
 
-def peer_routes(service: ControllerService) -> APIRouter:
+def peer_routes(service: ControllerService, entrance: Entrance | None = None) -> APIRouter:
     """All of them."""
-    router = APIRouter(prefix="/v1/peers", tags=["instances"])
+    router = APIRouter(prefix="/v1/peers", tags=["instances"], dependencies=[permit(Permit.PEER)])
 
     @router.post(
         "/records", response_model=IngestAnswer, summary="Records that another instance received for streams held here"
@@ -40,8 +43,14 @@ def peer_routes(service: ControllerService) -> APIRouter:
         response_model=tuple[Ack, ...],
         summary="Tasks and assignments of the lead's holder",
     )
-    async def write(region: str, instance: str, epoch: Epoch, request: Request) -> Response:
+    async def write(region: str, instance: str, epoch: Epoch, request: Request, caller: Calling) -> Response:
         who = named(region, "region", 64), named(instance, "instance", 200)
+        if (
+            entrance is not None
+            and caller.name.startswith("drctl://")
+            and caller.name != f"drctl://{entrance.group}/{'/'.join(who)}"
+        ):
+            raise Forbidden(f"{caller.name} speaks for {'/'.join(who)}", hint="each controller speaks for itself")
         return answer(tuple[Ack, ...], await service.peer_write(*who, epoch, await frames_of(request)))
 
     @router.get(

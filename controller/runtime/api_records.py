@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from controller.domain.access import ANYBODY, Caller, Permit
 from controller.domain.model import Frame
 from controller.errors import Corrupt, DrError, Unavailable
+from controller.runtime.api_access import caller_of, merged_acks, refused_frames, require
 from controller.runtime.api_door import MAX_INGEST_BYTES, NO_STORE, BadRequest, TooLarge, error_response, too_large
 from controller.runtime.service import ControllerService
 from controller.stream.limits import DEFAULT_LIMITS
@@ -50,10 +53,14 @@ async def frames_in(content_type: str, data: bytes) -> Sequence[Frame]:
     return frames
 
 
-async def answer_records(service: ControllerService, content_type: str, data: bytes) -> bytes:
-    """The answer's document. Raises DrError."""
+async def answer_records(service: ControllerService, content_type: str, data: bytes, caller: Caller = ANYBODY) -> bytes:
+    """The answer's document. Records of agents that are not the caller's fail alone. Raises DrError."""
     frames = await frames_in(content_type, data)
-    return msgspec.json.encode(await service.ingest(frames))
+    refused = refused_frames(caller, frames)
+    if not refused:
+        return msgspec.json.encode(await service.ingest(frames))
+    answer = await service.ingest([frame for number, frame in enumerate(frames) if number not in refused])
+    return msgspec.json.encode(replace(answer, acks=merged_acks(caller, frames, refused, answer.acks)))
 
 
 class RecordsFront:
@@ -74,7 +81,9 @@ class RecordsFront:
             await self._app(scope, receive, send)
             return
         held = 0
+        caller = caller_of(scope)
         try:
+            require(caller, Permit.WRITE)  # before anything is read
             headers = dict(scope["headers"])
             length = _declared(headers)
             held = self._hold(2 * length if length >= _JOINED_TWICE_BYTES else length)
@@ -83,7 +92,8 @@ class RecordsFront:
                 return  # the client went away
             if len(data) > length:  # it had declared no length
                 held += self._hold(len(data) - length)
-            document = await answer_records(self._service, headers.get(b"content-type", b"").decode("latin-1"), data)
+            content_type = headers.get(b"content-type", b"").decode("latin-1")
+            document = await answer_records(self._service, content_type, data, caller)
         except DrError as error:
             await error_response(error)(scope, receive, send)
             return

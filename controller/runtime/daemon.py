@@ -22,9 +22,9 @@ from controller.adapters.etcd import is_trustworthy, parse_version
 from controller.errors import DrError, Misconfigured, Unavailable
 from controller.ports import Clock, Coordinator, CoordinatorStatus
 from controller.runtime.api import create_app
+from controller.runtime.api_server import server_config
 from controller.runtime.controller import Controller
-from controller.runtime.credentials import CredentialWatch
-from controller.runtime.http_head import BoundedHttp
+from controller.runtime.credentials import Credentials, CredentialWatch, entrance
 from controller.runtime.logs import configure_logging
 from controller.runtime.wiring import build_ports, check_aws_account
 from controller.settings import Settings
@@ -82,8 +82,9 @@ async def _status(coordinator: Coordinator, *, last: bool) -> CoordinatorStatus 
 async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger) -> None:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
+        credentials = Credentials(settings)
         await check_aws_account(settings, clock, seconds=START_SECONDS)
-        ports = await build_ports(settings, clock, stack)
+        ports = await build_ports(settings, clock, stack, credentials)
         warning = await check_coordinator(ports.coordinator, clock, production=settings.environment == "production")
         if warning:
             log.warning("etcd", reason=warning)
@@ -94,22 +95,15 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
 
         view = settings.state_dir / f"view-{settings.region}-{settings.instance}.sqlite"
         controller = Controller(settings, ports, view, say)
-        app = create_app(controller, clock=clock, in_flight_max_bytes=settings.ingest.in_flight_max_bytes)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                host=settings.api.host,
-                port=settings.api.port,
-                log_config=None,  # uvicorn's own format would let a request's path write lines of its own
-                access_log=False,
-                loop="none",
-                http=BoundedHttp,
-                lifespan="off",
-                proxy_headers=False,
-                timeout_graceful_shutdown=API_STOP_SECONDS,
-            )
+        app = create_app(
+            controller,
+            clock=clock,
+            in_flight_max_bytes=settings.ingest.in_flight_max_bytes,
+            entrance=entrance(settings, clock, credentials.access),
         )
-        await _until_told(controller, server, CredentialWatch(settings, clock, controller.warn), log)
+        server = _Server(server_config(app, credentials.server, host=settings.api.host, port=settings.api.port))
+        watch = CredentialWatch(settings, credentials, clock, controller.warn, ports.pager)
+        await _until_told(controller, server, watch, log)
 
 
 async def _until_told(

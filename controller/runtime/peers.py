@@ -1,12 +1,14 @@
 """The way from one instance to another of the same region, over HTTP: one hop, never handed on again.
 
 A request that could not be sent took nothing (``Unavailable``); one whose answer is missing or not understood may have been
-carried out (``OutcomeUnknown``). Nothing is retried here: whoever sent the records does that.
+carried out (``OutcomeUnknown``). Nothing is retried here: whoever sent the records does that. With TLS the other end is
+verified, shown this controller's certificate, and never spoken to in plain text, whatever address it gave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import httpx
@@ -14,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from controller.domain.failsafe import Witness
 from controller.domain.model import Ack, Fence, Frame, IngestAnswer
-from controller.errors import DrError, FenceLost, NotActive, OutcomeUnknown, Refused, Unavailable
+from controller.errors import DrError, FenceLost, Forbidden, NotActive, OutcomeUnknown, Refused, Unauthenticated, Unavailable
 from controller.stream.segment import encode_frames
 
 T = TypeVar("T")
@@ -25,14 +27,26 @@ _INGEST = TypeAdapter(IngestAnswer)
 _ACKS = TypeAdapter(tuple[Ack, ...])
 _POSITIONS = TypeAdapter(dict[str, int])
 _WITNESS = TypeAdapter(Witness)
-_KINDS: dict[str, type[DrError]] = {kind.code: kind for kind in (Unavailable, OutcomeUnknown, FenceLost, Refused)}
+_KINDS: dict[str, type[DrError]] = {
+    kind.code: kind for kind in (Unavailable, OutcomeUnknown, FenceLost, Refused, Forbidden, Unauthenticated)
+}
 
 
 class HttpPeers:
-    """``timeout_seconds``: how long an answer may take; longer than a record may wait for its copies."""
+    """``timeout_seconds``: how long an answer may take; longer than a record may wait for its copies. ``tls``: a client's;
+    ``token``: says the token to show, where certificates are not used."""
 
-    def __init__(self, timeout_seconds: float) -> None:
-        self._http = httpx.AsyncClient(timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS))
+    def __init__(
+        self, timeout_seconds: float, *, tls: ssl.SSLContext | None = None, token: Callable[[], str] = lambda: ""
+    ) -> None:
+        self._secure = tls is not None
+        self._token = token
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+            verify=tls if tls is not None else True,
+            trust_env=False,
+            follow_redirects=False,
+        )
 
     async def ingest(self, address: str, frames: Sequence[Frame]) -> IngestAnswer:
         """See ``controller.ports.Peers``."""
@@ -56,10 +70,14 @@ class HttpPeers:
         await self._http.aclose()
 
     async def _ask(self, address: str, method: str, path: str, kind: TypeAdapter[T], content: bytes | None = None) -> T:
+        if self._secure and not address.startswith("https://"):
+            raise Unavailable(f"{address} is not https, and this controller speaks TLS only", hint="give it api.cert_file too")
+        headers = dict(OCTETS) if content is not None else {}
+        token = self._token()
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
         try:
-            response = await self._http.request(
-                method, address.rstrip("/") + path, content=content, headers=OCTETS if content is not None else None
-            )
+            response = await self._http.request(method, address.rstrip("/") + path, content=content, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.InvalidURL) as error:
             raise Unavailable(f"{address} cannot be reached: {error}", hint="its streams move when it is dead") from error
         except httpx.HTTPError as error:

@@ -251,7 +251,12 @@ class PlanBook:
             actor=approval.principal,
             action=approval.decision,
             subject=plan_id,
-            detail={"digest": approval.digest, "key": approval.fingerprint, "signature": approval.signature},
+            detail={
+                "digest": approval.digest,
+                "key": approval.fingerprint,
+                "signature": approval.signature,
+                **({"sent_by": request.by} if request.by else {}),
+            },
         )
         if not result.succeeded:
             raise Conflict(f"plan {plan_id} changed while you signed", hint=f"look again: drctl plan show {plan_id}")

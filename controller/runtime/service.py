@@ -155,6 +155,8 @@ class ApprovalRequest:
     expires_at: float
     signature: str
     digest: str
+    by: str = ""
+    """Who sent it, where callers are known; the signature says who decided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from controller.domain.sharing import stream_names
 from controller.errors import Unavailable
 from controller.ports import Clock, KeyService, Pager, RegionStore
 from controller.runtime.active import Ports
+from controller.runtime.credentials import Credentials
 from controller.runtime.documents import Keys
 from controller.runtime.evidence import Outside
 from controller.runtime.peers import HttpPeers
@@ -30,8 +31,11 @@ from controller.settings import Settings
 ACCOUNT_RETRY_SECONDS = 1.0
 
 
-async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> Ports:
-    """Adapters for ``settings``, closed by ``stack``. Nothing is called yet but what opens sessions. Raises Misconfigured."""
+async def build_ports(
+    settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack, credentials: Credentials | None = None
+) -> Ports:
+    """Adapters for ``settings``, closed by ``stack``. Nothing is called yet but what opens sessions. ``credentials``: for other
+    controllers; commands that speak to none need none. Raises Misconfigured."""
     etcd, aws = settings.etcd, settings.aws
     coordinator = EtcdCoordinator(
         etcd.endpoints,
@@ -64,7 +68,7 @@ async def build_ports(settings: Settings, clock: Clock, stack: contextlib.AsyncE
         stack.push_async_callback(store.close)
         stores[region] = SealedStore(store, sealer)
     traffic = settings.traffic
-    peers = HttpPeers(settings.stream.ack_timeout_seconds + 2 * aws.call_timeout_seconds)
+    peers = peers_of(settings, credentials)
     stack.push_async_callback(peers.close)
     return Ports(
         coordinator=coordinator,
@@ -142,6 +146,15 @@ async def check_aws_account(settings: Settings, clock: Clock, *, seconds: float)
             await clock.sleep(ACCOUNT_RETRY_SECONDS)
         else:
             return
+
+
+def peers_of(settings: Settings, credentials: Credentials | None) -> HttpPeers:
+    """The way to other controllers."""
+    patience = settings.stream.ack_timeout_seconds + 2 * settings.aws.call_timeout_seconds
+    if credentials is None:
+        return HttpPeers(patience)
+    tls = credentials.client.context if credentials.client is not None else None
+    return HttpPeers(patience, tls=tls, token=credentials.peer_token)
 
 
 def _pager(settings: Settings) -> Pager:

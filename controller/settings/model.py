@@ -215,6 +215,9 @@ class ApiSettings(Section):
     peer_names: Annotated[list[values.CertificateName], AfterValidator(values.no_duplicates)] = Field(
         [], max_length=200, description="names in other controllers' certificates; default: drctl://GROUP/REGION/INSTANCE URIs"
     )
+    peer_token_file: values.FilePath | None = Field(
+        None, description="token (role peer) for other controllers, where client_ca_file is not used", json_schema_extra=LOCAL
+    )
     access_file: values.FilePath | None = Field(
         None, description="who may call (drctl token); without it nobody is asked who they are", json_schema_extra=LOCAL
     )

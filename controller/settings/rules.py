@@ -94,6 +94,12 @@ def _api_rules(settings: Settings) -> Iterator[Problem]:
         missing = "api.key_file" if api.key_file is None else "api.cert_file"
         yield Problem((missing, "api.cert_file", "api.key_file"), "(missing)", "certificate and key belong together")
         return
+    if api.access_file is not None and api.address.startswith("http://") and not is_loopback(urlsplit(api.address).hostname):
+        rule = "must be https when callers show tokens (api.access_file): whoever reads one on its way has it"
+        yield Problem(("api.address", "api.access_file"), shown(api.address), rule)
+    if api.access_file is not None and api.client_ca_file is None and api.peer_token_file is None:
+        rule = "needs api.client_ca_file (or api.peer_token_file): else this group's own controllers would be refused"
+        yield Problem(("api.access_file", "api.client_ca_file", "api.peer_token_file"), shown(api.access_file), rule)
     if api.cert_file is None:
         if api.client_ca_file is not None:
             rule = "needs api.cert_file and api.key_file: client certificates travel in TLS only"

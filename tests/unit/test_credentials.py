@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from controller.adapters.memory.pager import MemoryPager
 from controller.lab.certificates import Authority
 from controller.lab.virtual_time import VirtualClock
-from controller.runtime.credentials import OPEN_DOOR, CredentialWatch
+from controller.runtime.credentials import OPEN_DOOR, Credentials, CredentialWatch
 from controller.settings import Settings
 
 
@@ -51,7 +52,7 @@ async def test_a_certificate_that_ends_within_two_weeks_is_told_with_its_setting
         etcd={"endpoints": ["https://127.0.0.1:2379"], "cert_file": etcd.cert_file, "key_file": etcd.key_file},
         api={"cert_file": api.cert_file, "key_file": api.key_file, "ca_file": signer.cert_file},
     )
-    watch = CredentialWatch(given, At(now), board.warn)
+    watch = CredentialWatch(given, Credentials(given), At(now), board.warn, MemoryPager())
     await watch.look()
     told = board.warnings["certificates"]
     assert "etcd.cert_file" in told
@@ -69,13 +70,13 @@ async def test_a_certificate_that_has_ended_or_vanished_is_told_once_and_as_what
         environment="production",
         api={"insecure_private_network": True},
     )
-    watch = CredentialWatch(given, At(now + timedelta(days=2)), board.warn)
+    watch = CredentialWatch(given, Credentials(given), At(now + timedelta(days=2)), board.warn, MemoryPager())
     await watch.look()
     assert board.warnings["certificates"].count("etcd.cert_file") == 1
     assert "expired" in board.warnings["certificates"]
     assert board.warnings["network"] == OPEN_DOOR
     pair.cert_file.unlink()
-    await CredentialWatch(given, At(now), board.warn).look()
+    await CredentialWatch(given, Credentials(given), At(now), board.warn, MemoryPager()).look()
     assert "cannot be read" in board.warnings["certificates"]
 
 
@@ -84,6 +85,9 @@ class At(VirtualClock):
 
     def __init__(self, moment: datetime) -> None:
         self._moment = moment
+
+    def monotonic(self) -> float:
+        return 0.0
 
     def wall(self) -> float:
         return self._moment.timestamp()
