@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import uvicorn
 
+from controller.adapters.access import AccessDocument, new_token, read_document, with_entry, write_document
 from controller.adapters.clock import SystemClock
 from controller.adapters.identity import SshIdentity, generate_key, sign
 from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
@@ -34,9 +35,12 @@ from controller.adapters.memory.region_store import MemoryRegionStore, MemorySto
 from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
 from controller.domain.approval import NAMESPACE, statement
 from controller.domain.promotion import State
+from controller.lab.certificates import Authority
 from controller.runtime.api import create_app
+from controller.runtime.api_server import server_config
 from controller.runtime.bootstrap import bootstrap_group
 from controller.runtime.controller import Controller, Ports
+from controller.runtime.credentials import Credentials, entrance
 from controller.runtime.peers import HttpPeers
 from controller.runtime.service import ApprovalRequest, PlanRequest
 from controller.settings import Settings
@@ -70,6 +74,7 @@ class _Place:
     controller: Controller | None = None
     server: uvicorn.Server | None = None
     peers: HttpPeers | None = None
+    credentials: Credentials | None = None
     main: list[asyncio.Task[Any]] = field(default_factory=list)
     """The controller and its API."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -84,10 +89,15 @@ class ServedController:
     """A group of three regions. A context manager; every method may be called from any thread but its own.
 
     ``folder`` receives the approvers' keys. ``changes`` are sections of the settings, such as ``stream={"copies": 2}``.
+    ``secured``: APIs over TLS, callers known by tokens (``token``), controllers by certificates; ``ca_file`` vouches for them.
     """
 
-    def __init__(self, folder: Path, *, ttl_seconds: int = 2, twin: bool = False, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, *, ttl_seconds: int = 2, twin: bool = False, secured: bool = False, **changes: Any
+    ) -> None:
         self._folder = folder
+        self.signer = Authority(folder / "tls") if secured else None
+        self.access_file = folder / "access.json"
         self._ttl = ttl_seconds
         self._changes = changes
         self._loop = asyncio.new_event_loop()
@@ -106,7 +116,7 @@ class ServedController:
             listening = socket.create_server(("127.0.0.1", 0))
             # asyncio does this for sockets that it makes itself; without it every answer waits 40 ms for a delayed ACK.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            url = f"http{'s' if secured else ''}://127.0.0.1:{listening.getsockname()[1]}"
             self.places[name] = _Place(name, region, listening, url, stores[region])
 
     # -------------------------------------------------------------------------------------------------------- life
@@ -165,7 +175,11 @@ class ServedController:
         _OWNER.set(place)
         place.etcd_gate = gate = FaultGate(self._clock.sleep)
         place.gates = {other: FaultGate(self._clock.sleep) for other in REGIONS}
-        place.peers = HttpPeers(10.0)
+        settings = self._settings(place)
+        credentials = Credentials(settings)
+        place.credentials = credentials
+        tls = credentials.client.context if credentials.client is not None else None
+        place.peers = HttpPeers(10.0, tls=tls, token=credentials.peer_token)
         ports = Ports(
             coordinator=MemoryCoordinator(self._cluster, gate),
             stores={other: MemoryRegionStore(self.places[other].store, place.gates[other]) for other in REGIONS},
@@ -181,13 +195,9 @@ class ServedController:
         def say(event: str, **more: object) -> None:
             self._said.append(f"{self._clock.monotonic():.2f} {region} {event} {more.get('role')} {more.get('reason')}")
 
-        place.controller = Controller(self._settings(place), ports, None, say)
-        app = create_app(place.controller, clock=self._clock)
-        place.server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_level="critical", access_log=False, loop="none", lifespan="off", timeout_graceful_shutdown=1
-            )
-        )
+        place.controller = Controller(settings, ports, None, say)
+        app = create_app(place.controller, clock=self._clock, entrance=entrance(settings, self._clock, credentials.access))
+        place.server = uvicorn.Server(server_config(app, credentials.server, log_level="critical"))
         place.main = [
             self._loop.create_task(place.controller.run(), name=f"controller-{region}"),
             self._loop.create_task(place.server.serve(sockets=[place.socket]), name=f"api-{region}"),
@@ -222,11 +232,43 @@ class ServedController:
             "traffic": {"zone_id": "Z1SERVED", "name": NAME},
             "dns": {"servers": ["127.0.0.31:5353"]},
             "approvals": {"allowed_signers": self._folder / "allowed_signers"},
-            "api": {"address": place.url},
+            "api": {"address": place.url, **self._api_files(place)},
         }
         for section, values in self._changes.items():
             base[section] = {**base.get(section, {}), **values}
         return Settings.model_validate(base)
+
+    def _api_files(self, place: _Place) -> dict[str, Any]:
+        if self.signer is None:
+            return {}
+        instance = f"{place.region}-{'b' if place.name == TWIN else 'a'}"
+        pair = self.signer.issue(instance, hosts=["127.0.0.1"], uris=[f"drctl://{GROUP}/{place.region}/{instance}"])
+        if not self.access_file.exists():
+            write_document(self.access_file, AccessDocument(group=GROUP))
+        ours = self.signer.cert_file
+        return {
+            "cert_file": pair.cert_file,
+            "key_file": pair.key_file,
+            "ca_file": ours,
+            "client_ca_file": ours,
+            "access_file": self.access_file,
+        }
+
+    @property
+    def ca_file(self) -> Path:
+        """Who signed the controllers' certificates."""
+        assert self.signer is not None
+        return self.signer.cert_file
+
+    def token(self, name: str, role: str, **entry: Any) -> str:
+        """A new token, known to every controller."""
+        token, digest = new_token(GROUP)
+        document = with_entry(read_document(self.access_file), {"name": name, "role": role, "sha256": digest, **entry})
+        write_document(self.access_file, document)
+        for place in self.places.values():
+            assert place.credentials is not None
+            place.credentials.look(time.monotonic())
+        return token
 
     async def _stop(self) -> None:
         for place in self.places.values():

@@ -1,0 +1,63 @@
+"""``drctl token``: a secret is shown once, the access file has its hash, and nothing is lost when a command is refused."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from controller.adapters.access import AccessList, read_document
+from controller.errors import Unauthenticated
+from tests.support.drctl import Drctl
+
+NOW = 1_800_000_000.0
+
+
+def bearer(token: str) -> bytes:
+    return f"Bearer {token}".encode()
+
+
+def test_the_command_shows_the_secret_once_and_keeps_its_hash(drctl: Drctl, tmp_path: Path) -> None:
+    path = tmp_path / "access.json"
+    done = drctl("token", "create", "ada@example.com", "--role", "operator", "--file", path, "--group", "fleet")
+    assert done.code == 0, done.err
+    token = done.out.strip()
+    assert AccessList(read_document(path)).by_header(bearer(token), NOW).acts_as("x") == "ada@example.com"
+    assert token.split(".")[2] not in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    out = tmp_path / "secret"
+    done = drctl(
+        "token", "create", "worker-1", "--role", "agent", "--agents", "agent-*", "--out", out, "--file", path, "-o", "json"
+    )
+    assert done.code == 0, done.err
+    secret = out.read_text().strip()
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert secret not in done.out + done.err
+    listed = drctl("token", "list", "--file", path, "-o", "json")
+    rows = json.loads(listed.out)["entries"]
+    assert [(row["name"], row["role"], row["agents"]) for row in rows] == [
+        ("ada@example.com", "operator", []),
+        ("worker-1", "agent", ["agent-*"]),
+    ]
+    assert drctl("token", "revoke", "worker-1", "--file", path).code == 0
+    with pytest.raises(Unauthenticated):
+        AccessList(read_document(path)).by_header(bearer(secret), NOW)
+    again = drctl("token", "revoke", "worker-1", "--file", path)
+    assert (again.code, "ada@example.com" in again.err) == (5, True)
+
+
+def test_the_command_finds_the_file_by_the_settings_and_refuses_another_groups(drctl: Drctl, tmp_path: Path) -> None:
+    config = tmp_path / "controller.toml"
+    config.write_text('group = "fleet"\n[api]\naccess_file = "access.json"\n')
+    assert drctl("token", "create", "grace", "--role", "viewer", "--config", config).code == 0
+    assert read_document(tmp_path / "access.json").group == "fleet"
+    other = drctl("token", "create", "x", "--role", "viewer", "--file", tmp_path / "access.json", "--group", "staging")
+    assert (other.code, "that of group fleet" in other.err) == (5, True)
+    none = drctl("token", "list")
+    assert (none.code, "no access file is named" in none.err) == (2, True)
+    incomplete = drctl("token", "create", "worker", "--role", "agent", "--config", config)
+    assert (incomplete.code, "names its agents" in incomplete.err) == (5, True)
+    assert [entry.name for entry in read_document(tmp_path / "access.json").entries] == ["grace"]
+    assert not list(tmp_path.glob(".access*"))
