@@ -16,6 +16,7 @@ from controller.cli import render
 from controller.cli.client import Usage
 from controller.cli.session import OutputOption, Session, session
 from controller.domain.access import CallerRole
+from controller.domain.text import visible
 from controller.errors import Refused
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def create(
     if secret and out is None:
         here.console.print(secret, soft_wrap=True)
         here.notes.print("This is shown once. Put it into a file that only its user may read.", soft_wrap=True)
-    here.notes.print(f"{path} has {name} now; bring the file to every controller: they read it by themselves.", soft_wrap=True)
+    here.notes.print(
+        f"{visible(path)} has {visible(name)} now; bring the file to every controller: they read it by themselves.",
+        soft_wrap=True,
+    )
 
 
 @token_app.command("list")
@@ -149,7 +153,7 @@ def revoke(
     path, document = _read(here, file)
     write_document(path, without_entry(document, name))
     if not here.emit({"revoked": name, "file": str(path)}):
-        here.notes.print(f"{name} is struck off {path}; bring the file to every controller.", soft_wrap=True)
+        here.notes.print(f"{visible(name)} is struck off {visible(path)}; bring the file to every controller.", soft_wrap=True)
 
 
 def _read(here: Session, file: Path | None) -> tuple[Path, AccessDocument]:

@@ -309,8 +309,7 @@ def _production_rules(settings: Settings) -> Iterator[Problem]:
     if not settings.state_dir.is_absolute():
         yield Problem(("state_dir", "environment"), shown(settings.state_dir), "must be an absolute path in production")
     yield from _production_region_rules(settings)
-    if not settings.api.insecure_private_network:
-        yield from _production_api_rules(settings)
+    yield from _production_api_rules(settings)
     yield from _signers_rules(settings.approvals.allowed_signers)
 
 
@@ -330,6 +329,8 @@ def _production_region_rules(settings: Settings) -> Iterator[Problem]:
 def _production_api_rules(settings: Settings) -> Iterator[Problem]:
     """Who may not be asked who they are, and what may not be read on its way, unless somebody says so on purpose."""
     api = settings.api
+    if api.insecure_private_network:
+        return
     otherwise = "or say api.insecure_private_network = true, when really nobody else reaches this network"
     needed = (
         ("cert_file", api.cert_file, "the API speaks TLS"),

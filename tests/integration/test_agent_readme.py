@@ -115,7 +115,7 @@ async def test_a_graph_with_a_hold_runs(served: ServedController) -> None:
 
 
 def test_every_block_is_run_and_every_error_is_in_the_table() -> None:
-    assert set(BLOCKS) == {*ADAPTERS, "client", "hold", "spool"}
+    assert set(BLOCKS) == {*ADAPTERS, "client", "hold", "spool", "credentials"}  # the last one: test_secured_api.py
     table = PAGE[PAGE.index("### Which error") : PAGE.index("### May this copy")]
     named = set(re.findall(r"`(\w+)`", table))
     own = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__module__ == errors.__name__}

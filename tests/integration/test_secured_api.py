@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import controller.agent
 from controller.agent import AsyncCheckpoints, Checkpoints
 from controller.agent.spool import Letter, Spool
 from controller.domain.sharing import stream_of
@@ -77,6 +79,20 @@ def test_a_client_is_let_in_by_its_token_and_reaches_its_own_agents(served: Serv
     other = served.token("other", "agent", agents=("billing",))
     with Checkpoints(served.urls, token=other, **options) as client, pytest.raises(Forbidden):
         client.get("agent-0", "own")
+
+
+def test_what_the_page_for_agents_owners_says_of_credentials_works(served: ServedController, tmp_path: Path) -> None:
+    page = (Path(controller.agent.__file__).parent / "README.md").read_text()
+    block = re.search(r"^```python credentials\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    token_file = tmp_path / "worker-1.token"
+    token_file.write_text(served.token("worker-1", "agent", agents=("team-a/*",)))
+    names = {"Checkpoints": Checkpoints, "endpoints": served.urls, "token_file": token_file, "ca_file": served.ca_file}
+    exec(compile(block[1], "README.md: credentials", "exec"), names)
+    client = names["client"]
+    assert isinstance(client, Checkpoints)
+    assert client.get("team-a/42", "step-0001")[1] == b"state"
+    client.close()
 
 
 def test_a_token_that_is_over_leaves_spooled_records_where_they_are_and_a_renewed_one_sends_them(
@@ -189,7 +205,7 @@ def test_people_move_the_fleet_by_tokens_and_signatures_and_the_audit_says_who(
     with Checkpoints(served.urls, token=token, ca_file=served.ca_file, timeout_seconds=20.0) as client:
         client.put("agent-0", "before", b"state", copies=2)
     assert "nobody said who calls" in run("status", show=None, code=9)
-    assert GROUP in run("status", show=viewer)
+    assert "is active" in run("status", show=viewer)
     move = ("plan", "switchover", "--to", target, "--reason", "a test", "--requester", "somebody-else", "-o", "json")
     assert "viewer" in run(*move, show=viewer, code=5)
     made = json.loads(run(*move))
