@@ -32,7 +32,6 @@ from controller.settings import Settings
 START_SECONDS = 60.0
 """How long a controller waits for etcd to answer at its start before it gives up (its supervisor starts it again)."""
 START_RETRY_SECONDS = 0.5
-API_STOP_SECONDS = 2
 GC_THRESHOLDS = (50_000, 20, 50)
 """A segment makes thousands of objects that live for milliseconds: with Python's own 700 every request is looked through."""
 
