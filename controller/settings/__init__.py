@@ -26,7 +26,7 @@ from controller.settings.model import (
     TrafficSettings,
 )
 from controller.settings.reference import SettingDoc, describe, fingerprint
-from controller.settings.rules import peer_name, tls_files
+from controller.settings.rules import controller_name, tls_files
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -45,9 +45,9 @@ __all__ = [
     "Settings",
     "StreamSettings",
     "TrafficSettings",
+    "controller_name",
     "describe",
     "fingerprint",
     "load_settings",
-    "peer_name",
     "tls_files",
 ]

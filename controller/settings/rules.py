@@ -46,9 +46,9 @@ def tls_files(settings: Settings) -> tuple[TlsFiles, ...]:
     )
 
 
-def peer_name(settings: Settings, region: str = "", instance: str = "") -> str:
-    """The URI in a controller's certificate that says which one it is; default: this one."""
-    return f"drctl://{settings.group}/{region or settings.region}/{instance or settings.instance}"
+def controller_name(group: str, region: str, instance: str) -> str:
+    """The URI in a controller's certificate that says which one it is."""
+    return f"drctl://{group}/{region}/{instance}"
 
 
 def _lease_rules(settings: Settings) -> Iterator[Problem]:
@@ -118,8 +118,9 @@ def _api_rules(settings: Settings) -> Iterator[Problem]:
     if host and not tls.covers(names, host):
         rule = f"does not name {host} (api.address): nobody would connect"
         yield Problem(("api.cert_file", "api.address"), shown(api.cert_file), rule, "put it among the alternative names")
-    if api.client_ca_file is not None and not names & {peer_name(settings), *api.peer_names}:
-        rule = f"names neither {peer_name(settings)} nor one of api.peer_names: no other controller would let this one in"
+    own = controller_name(settings.group, settings.region, settings.instance)
+    if api.client_ca_file is not None and not names & {own, *api.peer_names}:
+        rule = f"names neither {own} nor one of api.peer_names: no other controller would let this one in"
         yield Problem(("api.cert_file", "api.client_ca_file", "api.peer_names"), shown(api.cert_file), rule,
                       "put that URI among the alternative names")  # fmt: skip
 
