@@ -84,20 +84,23 @@ def up(
     port_offset: PortOffset = 0,
     agents: Agents = 50,
     corpus: Corpus = None,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="etcd and controllers over TLS, callers known by tokens, controllers by certificates.")
+    ] = False,
 ) -> None:
     """Start three regions and stay until Ctrl-C."""
-    finish(_up(state_dir, settings, port_offset, agents, corpus))
+    finish(_up(state_dir, settings, port_offset, agents, corpus, tls))
 
 
-async def _up(state_dir: Path, settings: Path | None, port_offset: int, agents: int, corpus: Path | None) -> None:
+async def _up(state_dir: Path, settings: Path | None, port_offset: int, agents: int, corpus: Path | None, tls: bool) -> None:
     # The lab pulls in every SDK; the other commands must answer at once.
     from controller.lab.supervisor import Lab
     from controller.lab.topology import build
 
-    topology = build(read_settings(settings), state_dir.absolute(), offset=port_offset)  # noqa: ASYNC240 - no I/O
+    topology = build(read_settings(settings), state_dir.absolute(), offset=port_offset, tls=tls)  # noqa: ASYNC240 - no I/O
     async with Lab(topology, say=typer.echo, agents=agents, corpus=corpus) as lab:
         typer.echo(f"{len(await lab.give_tasks())} agents have tasks and go to work")
-        typer.echo(commands_to_try(state_dir, topology.home, [region.name for region in topology.regions]))
+        typer.echo(commands_to_try(state_dir, topology.home, [region.name for region in topology.regions], tls=tls))
         told: set[str] = set()
         while not lab.stopping.is_set():
             for process in lab.status()["processes"]:
@@ -113,14 +116,14 @@ async def _up(state_dir: Path, settings: Path | None, port_offset: int, agents: 
         typer.echo("ending every process")
 
 
-def commands_to_try(state_dir: Path, home: str, regions: list[str]) -> str:
+def commands_to_try(state_dir: Path, home: str, regions: list[str], *, tls: bool = False) -> str:
     """What ``up`` prints. The commands are those of the runbook."""
     own = "" if state_dir == DEFAULT_STATE_DIR else f" --state-dir {state_dir}"
     target = regions[1]
     return "\n".join(
         (
             "The lab is up. Ctrl-C ends it. In another terminal:",
-            f"  export DR_CONFIG={state_dir}/drctl.toml",
+            f"  export DR_CONFIG={state_dir}/drctl.toml" + (f" DR_TOKEN_FILE={state_dir}/tokens/carol" if tls else ""),
             "  drctl status",
             "  drctl lag --watch",
             f"  drctl lab kill {home}{own}",

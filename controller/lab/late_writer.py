@@ -35,6 +35,7 @@ import httpx
 
 from controller.adapters.region_store import AwsRegionStore
 from controller.adapters.route53 import Route53Traffic
+from controller.agent.credentials import Bearer, Credentials
 from controller.domain.model import Commit, EpochStart, Fence, Head, SegmentRef
 from controller.errors import Conflict, DrError, FenceLost, Refused, Unavailable
 from controller.ports import TrafficState
@@ -116,7 +117,11 @@ class LateWriter:
 
     async def holder(self) -> Fence:
         """The fence of the first stream's holder, as a controller of this region tells it. Raises Unavailable."""
-        async with httpx.AsyncClient(timeout=self._settings.aws.call_timeout_seconds) as client:
+        shown = Credentials.of()
+        patience = self._settings.aws.call_timeout_seconds
+        async with httpx.AsyncClient(
+            timeout=patience, verify=shown.tls(), headers=Bearer(shown).headers(), trust_env=False
+        ) as client:
             for url in self._settings.regions[self._settings.region].controllers:
                 try:
                     holders = (await client.get(f"{url}/v1/status")).json()["holders"]

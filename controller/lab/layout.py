@@ -71,10 +71,10 @@ class Layout:
     @property
     def directories(self) -> tuple[Path, ...]:
         """What must exist before the start."""
-        return tuple(self.root / name for name in ("config", "data", "etcd", "keys", "ledgers", "logs"))
+        return tuple(self.root / name for name in ("config", "data", "etcd", "keys", "ledgers", "logs", "tls", "tokens"))
 
     @property
     def disposable(self) -> tuple[Path, ...]:
         """What a new lab clears away: nothing but what a lab wrote."""
         files = (self.roster, self.pages, self.socket, self.wan_socket, self.root / "drctl.toml", self.root / "allowed_signers")
-        return (*self.directories, *files)
+        return (*self.directories, *files, self.root / "access.json")

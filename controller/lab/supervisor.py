@@ -41,12 +41,14 @@ from controller.lab.etcd import EtcdAddress, EtcdCluster, EtcdMember, find_etcd
 from controller.lab.hosts import AgentHostPlace, host_argv, places
 from controller.lab.layout import Layout
 from controller.lab.processes import IDENTITY, Children, PrefixOf, Roster, Spec, Started, here, start_ticks, sweep, tail
+from controller.lab.secured import LAB, Secured
 from controller.lab.stand_ins import start_region, start_route53
 from controller.lab.topology import (
     ETCD_PEER_SHIFT,
     ControllerPlace,
     Topology,
     controller_document,
+    merged,
     operator_document,
     to_toml,
     with_zone,
@@ -90,6 +92,7 @@ class Lab:
         self._shift = stand_in_shift
         self._etcd_options = tuple(etcd_options)
         self.layout = Layout(topology.state_dir)
+        self.secured = Secured(topology) if topology.secure else None
         self.identity = secrets.token_hex(16)
         self._say = say
         self._hosts = places(topology, self.layout, per_region=hosts_per_region, agents=agents)
@@ -133,6 +136,8 @@ class Lab:
         os.environ[IDENTITY] = self.identity
         self._children = Children(self.topology.state_dir, self.identity)
         self._write_keys()
+        if self.secured is not None:
+            self.secured.make((*APPROVERS, REQUESTER), (host.host for host in self._hosts))
         self._control = await control.serve(self.layout.socket, self.handle)
         if self.topology.links:
             self._start_wan()
@@ -161,7 +166,9 @@ class Lab:
         """Puts every agent's task into the stream, through the client that agents use. Returns the specs by agent."""
         specs = work.fleet_specs(self._agents)
         urls = [place.api.url for place in self.topology.region(self.topology.home).controllers]
-        async with AsyncCheckpoints(urls, timeout_seconds=30.0) as client:
+        secured = self.secured
+        token, ca = (secured.token_file(LAB), secured.ca_file) if secured is not None else (None, None)
+        async with AsyncCheckpoints(urls, timeout_seconds=30.0, token_file=token, ca_file=ca) as client:
             await asyncio.gather(*(client.create_task(agent, spec) for agent, spec in specs.items()))
         return specs
 
@@ -201,20 +208,27 @@ class Lab:
         self.topology.allowed_signers.write_text("\n".join(lines) + "\n")
 
     def _write_settings(self) -> None:
-        self.topology.operator_config.write_text(to_toml(operator_document(self.topology)))
+        secured = self.secured
+        operators = merged(operator_document(self.topology), secured.settings_of_operators() if secured is not None else {})
+        self.topology.operator_config.write_text(to_toml(operators))
         for place in self.topology.controllers:
             place.config.parent.mkdir(parents=True, exist_ok=True)
             place.state_dir.mkdir(parents=True, exist_ok=True)
-            place.config.write_text(to_toml(controller_document(self.topology, place)))
+            document = merged(
+                controller_document(self.topology, place), secured.settings_of(place) if secured is not None else {}
+            )
+            place.config.write_text(to_toml(document))
 
     def _process(self) -> Children:
         if self._children is None:
             raise Unavailable("the lab does not run", hint="start it with `drctl lab up`")
         return self._children
 
-    def _module(self, name: str, kind: str, region: str, *arguments: str) -> Started:
+    def _module(self, name: str, kind: str, region: str, *arguments: str, caller: str = "") -> Started:
+        """``caller``: whose token the process shows, where callers are known."""
         argv = (*self._prefix_of(region), sys.executable, "-m", *arguments)
-        return self._process().start(Spec(name, kind, region, argv, LAB_ENVIRONMENT))
+        shown = self.secured.environment(caller) if caller and self.secured is not None else {}
+        return self._process().start(Spec(name, kind, region, argv, {**LAB_ENVIRONMENT, **shown}))
 
     def _start_wan(self) -> None:
         links = [
@@ -246,10 +260,17 @@ class Lab:
         binary = find_etcd()
         self._say(binary.warning or f"etcd {binary.version}")
         addresses = [
-            EtcdAddress(region.name, region.etcd.host, region.etcd.port, region.etcd.port + ETCD_PEER_SHIFT)
+            EtcdAddress(region.name, region.etcd.host, region.etcd.port, region.etcd.port + ETCD_PEER_SHIFT, region.etcd.secure)
             for region in self.topology.regions
         ]
-        self._cluster = EtcdCluster(binary, addresses, self.layout.etcd, extra=self._etcd_options, prefix_of=self._prefix_of)
+        self._cluster = EtcdCluster(
+            binary,
+            addresses,
+            self.layout.etcd,
+            extra=self._etcd_options,
+            prefix_of=self._prefix_of,
+            tls=self.secured.etcd() if self.secured is not None else None,
+        )
         for member in self._cluster.members:
             self._start_member(member)
 
@@ -262,7 +283,7 @@ class Lab:
         self._module(place.name, "controller", place.region, "controller", "serve", "--config", str(place.config))
 
     def _start_host(self, host: AgentHostPlace) -> None:
-        self._module(host.name, "agents", host.region, *host_argv(host, self.topology, self._corpus))
+        self._module(host.name, "agents", host.region, *host_argv(host, self.topology, self._corpus), caller=host.host)
 
     async def _start_stand_ins(self) -> str:
         """S3 and DynamoDB of every region, and Route 53. Returns the id of the hosted zone."""
@@ -297,7 +318,14 @@ class Lab:
     async def _found_group(self) -> None:
         assert self._cluster is not None
         await asyncio.to_thread(self._cluster.wait_ready, READY_SECONDS)
-        coordinator = EtcdCoordinator(self._cluster.endpoints, call_timeout_seconds=2.0)
+        tls = self.secured.etcd() if self.secured is not None else None
+        coordinator = EtcdCoordinator(
+            self._cluster.endpoints,
+            call_timeout_seconds=2.0,
+            ca_file=str(tls.ca_file) if tls else None,
+            cert_file=str(tls.cert_file) if tls else None,
+            key_file=str(tls.key_file) if tls else None,
+        )
         try:
             await bootstrap_group(
                 coordinator,
@@ -314,7 +342,8 @@ class Lab:
 
     async def _wait_for_controllers(self) -> None:
         """Until every controller answers and one in the home region is active. Raises Unavailable with the log's end."""
-        async with httpx.AsyncClient(timeout=2.0) as client:
+        verify = self.secured.context() if self.secured is not None else True
+        async with httpx.AsyncClient(timeout=2.0, verify=verify, trust_env=False) as client:
 
             async def answers(url: str) -> bool:
                 with contextlib.suppress(httpx.HTTPError):
@@ -420,7 +449,7 @@ class Lab:
         """A writer of this region that will not hear of the promotion. Its log has one JSON object a line."""
         place = self.topology.region(region).controllers[0]
         argv = ("controller.lab.late_writer", "--config", str(place.config), *arguments)
-        return self._module("late-writer", "late-writer", region, *argv)
+        return self._module("late-writer", "late-writer", region, *argv, caller=LAB)
 
     def processes(self) -> tuple[Started, ...]:
         """What was started last under each name."""

@@ -35,6 +35,7 @@ class Endpoint:
 
     host: str
     port: int
+    secure: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
@@ -46,11 +47,11 @@ class Endpoint:
             port = None
         if not parts.hostname or port is None:
             raise Misconfigured(f"{text!r} is not an address with a port", hint="write it as http://127.0.1.1:8080")
-        return cls(parts.hostname, port)
+        return cls(parts.hostname, port, parts.scheme == "https")
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"http{'s' if self.secure else ''}://{self.host}:{self.port}"
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
@@ -99,6 +100,11 @@ class Topology:
     state_dir: Path
     document: Mapping[str, Any]
     """The settings document, ports shifted, without what differs between processes."""
+
+    @property
+    def secure(self) -> bool:
+        """Whether etcd and the controllers speak TLS."""
+        return self.regions[0].etcd.secure
 
     @property
     def home(self) -> str:
@@ -165,14 +171,23 @@ def _need(document: Mapping[str, Any], path: str) -> Any:
 
 
 def build(
-    settings: Mapping[str, Any], state_dir: Path, *, offset: int = 0, wan_port: int = WAN_FIRST_PORT, wan: bool = True
+    settings: Mapping[str, Any],
+    state_dir: Path,
+    *,
+    offset: int = 0,
+    wan_port: int = WAN_FIRST_PORT,
+    wan: bool = True,
+    tls: bool = False,
 ) -> Topology:
     """The lab that a settings document describes. Regions stand in the order of the document; the first is home.
-    ``wan`` False: regions reach each other's stores directly, over a network that somebody else made.
+    ``wan`` False: regions reach each other's stores directly, over a network that somebody else made. ``tls``: etcd and the
+    controllers speak TLS, and ask who calls (``controller.lab.secured``).
 
     Raises Misconfigured, naming the field, when an address is missing or malformed.
     """
     document = shifted(settings, offset)
+    if tls:
+        document = _over_tls(document)
     names = list(_need(document, "regions"))
     endpoints = [Endpoint.parse(text) for text in _need(document, "etcd.endpoints")]
     if len(names) < 2 or len(endpoints) != len(names):
@@ -195,6 +210,19 @@ def build(
         state_dir=state_dir,
         document=document,
     )
+
+
+def _over_tls(document: Mapping[str, Any]) -> Any:
+    """The same addresses behind https, where they are ours; stand-ins for other people's services stay as they are."""
+    changed: dict[str, Any] = copy.deepcopy(dict(document))
+    changed["etcd"]["endpoints"] = [_https(url) for url in _need(document, "etcd.endpoints")]
+    for region in changed["regions"].values():
+        region["controllers"] = [_https(url) for url in region["controllers"]]
+    return changed
+
+
+def _https(url: str) -> str:
+    return url.replace("http://", "https://", 1)
 
 
 def _region(document: Mapping[str, Any], name: str, etcd: Endpoint, state_dir: Path) -> RegionPlace:
@@ -252,6 +280,11 @@ def _common(topology: Topology) -> dict[str, Any]:
     document: dict[str, Any] = copy.deepcopy(dict(topology.document))
     document["approvals"] = {**document.get("approvals", {}), "allowed_signers": str(topology.allowed_signers)}
     return document
+
+
+def merged(document: Mapping[str, Any], more: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The document with further settings in some of its tables."""
+    return {**document, **{table: {**document.get(table, {}), **values} for table, values in more.items()}}
 
 
 def to_toml(document: Mapping[str, Any]) -> str:
