@@ -74,7 +74,7 @@ soak: setup ## random faults on one group at work: memory and descriptors stay f
 fuzz: setup ## bad input, thousands of examples each (PYTEST_ARGS="-k api")
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -q -o timeout=0 tests/fuzz $(PYTEST_ARGS)
 
-bench: setup ## measure beside a peer and write tests/benchmarks/README.md, about 15 minutes (ARGS="--quick")
+bench: setup ## measure beside a peer and write tests/benchmarks/README.md, at most 25 minutes (ARGS="--quick")
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 model: setup ## TLC checks the formal model and that every mutant of it is caught (ARGS="--deep"); needs Java 11 or newer
