@@ -107,6 +107,11 @@ class AsyncCheckpoints:
         self._epochs: dict[str, int] = {}
         """The same of the other streams: epochs of different streams are not comparable."""
 
+    @property
+    def newest_epoch(self) -> int:
+        """Greatest epoch that any answer carried. A group has one counter: every epoch that opens later is greater."""
+        return max(self.epoch, *self._epochs.values(), 0)
+
     async def __aenter__(self) -> AsyncCheckpoints:
         if self._delivery.spool is not None and self._delivery.spool.agents():
             self._delivery.start_draining()

@@ -25,7 +25,7 @@ from controller.agent.client import ACKNOWLEDGED, AsyncCheckpoints
 from controller.domain.model import Record
 from controller.errors import Conflict, NotFound, Unavailable
 from controller.stream.limits import DEFAULT_LIMITS
-from controller.stream.live import REPEAT, in_force
+from controller.stream.live import BY, REPEAT, SEEN, in_force
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,12 @@ class MayAct(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """Under what an adapter writes. ``copies``: regions before an acknowledgement; ``attempt``: of the assignment, 0 = none."""
+    """Under what an adapter writes. ``copies``: regions before an acknowledgement; ``attempt``: of the assignment, 0 = none;
+    ``by``: name of this writer's life, with which it is fenced if another one went on while it slept; "" = it is not."""
 
     copies: int = 1
     attempt: int = 0
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class Journal:
         self._expected: set[str] = set()
         """Acknowledged to us and not listed yet, or listed once and not in the last list."""
         self._attempt = 0
+        self._seen_epoch = 0
+        """The newest epoch that was known when we wrote last; 0 = not written since the log was opened."""
         self._lock = asyncio.Lock()
         self._reads = asyncio.Semaphore(CONCURRENT_READS)
 
@@ -123,6 +127,10 @@ class Journal:
     def place(self, record_id: str) -> int | None:
         """Where a record stands in ``records``."""
         return self._places.get(record_id)
+
+    def opened(self) -> None:
+        """Work begins anew from what the log says now: whoever wrote before, we go on from there."""
+        self._seen_epoch = 0
 
     async def refresh(self) -> Sequence[Record]:
         """Brings the index up to date. Returns the records that count (``log``), oldest first.
@@ -204,13 +212,17 @@ class Journal:
     # ------------------------------------------------------------------------------------------------------ appending
 
     async def append(self, draft: Draft, writing: Writing, stands: Callable[[int], bool]) -> None:
-        """Acknowledged (or spooled) when it returns. Raises like ``put``, but not Conflict.
+        """Acknowledged (or spooled) when it returns. Raises like ``put``, but not Conflict; Fenced, with ``writing.by``, when
+        another writer went on in an epoch that began after ours wrote last.
 
         ``stands(place)``: does the record at that place of ``records`` still say what it said? It is asked when the very same
         was written before; when it does not (it was withdrawn, or said differently since) it is said again under a new id.
         So is another body under an id that is taken.
         """
         self._attempt = writing.attempt
+        meta = draft.meta
+        if writing.by:
+            meta = {**meta, BY: writing.by, **({SEEN: str(self._seen_epoch)} if self._seen_epoch else {})}
         repeat = 0
         while True:
             name = draft.id if repeat == 0 else f"{draft.id}{REPEAT}{repeat}"
@@ -223,13 +235,14 @@ class Journal:
                     parent=draft.parent,
                     copies=writing.copies,
                     attempt=writing.attempt,
-                    meta=draft.meta,
+                    meta=meta,
                 )
             except Conflict:
                 repeat += 1
                 continue
             if ack.status not in ACKNOWLEDGED:
                 return
+            self._seen_epoch = self._client.newest_epoch
             if name not in self._places:
                 self._expected.add(name)
             if ack.status == "acknowledged":

@@ -94,7 +94,8 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
 
     ``copies``: regions that must have a record before it counts as written. ``attempt``: number of the assignment under which
     this process runs the agents, 0 = none. ``hold``: checked before every write, and before a run reads where it stands.
-    ``prefix``: stands before thread ids in agents' names.
+    ``prefix``: stands before thread ids in agents' names. ``fence_sleepers``: raise ``Fenced`` in a run that went to sleep and
+    whose thread somebody else has taken further in a later epoch; False = its checkpoints are taken all the same.
     """
 
     def __init__(
@@ -106,12 +107,14 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         attempt: int = 0,
         hold: MayAct | None = None,
         prefix: str = "",
+        fence_sleepers: bool = True,
     ) -> None:
         super().__init__(serde=serde)
         self._bridge = Bridge(client)
         self._journals = Journals(self._bridge.client)
         self._runs = Journal(self._bridge.client, prefix + RUNS_DELETED)
         self._writing = Writing(copies, attempt)
+        self._by = uuid.uuid4().hex[:12] if fence_sleepers else ""
         self._hold = hold
         self._prefix = prefix
 
@@ -190,7 +193,7 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
             meta[WITHIN] = record_id_of(outer)
         above = None if parent is None else record_id_of((ns, parent))
         draft = Draft(record_id_of(key), kind_of(ns), body, above, meta)
-        await journal.append(draft, self._writing_of(config), stands_in(journal, key))
+        await journal.append(draft, replace(self._writing_of(config), by=self._by), stands_in(journal, key))
         return _config(thread_id, key)
 
     async def _put_writes(self, config: RunnableConfig, body: bytes, task_id: str) -> None:
@@ -203,7 +206,8 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         record_id = f"{WRITES}/{record_id_of(key)}/{escape(task_id, PART_CHARS)}/{digest}"
         meta = {SUBJECT: ns, RANK: checkpoint_id, "task": task_id, ATTACHED: YES}
         draft = Draft(record_id, WRITES, body, record_id_of(key), meta)
-        await journal.append(draft, self._writing_of(config), stands_in(journal, (*key, task_id)))
+        writing = replace(self._writing_of(config), by=self._by)
+        await journal.append(draft, writing, stands_in(journal, (*key, task_id)))
         journal.notes.setdefault(key, set()).add(record_id)
 
     # -------------------------------------------------------------------------------------------------------- reading
@@ -298,6 +302,8 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     async def _get(self, config: RunnableConfig) -> Loaded | None:
         thread_id, ns, checkpoint_id = _address(config)
         journal, thread = await self._thread(thread_id)
+        if not ns:  # a run begins; a subgraph's beginning in the middle of one does not count
+            journal.opened()
         wanted = checkpoint_id or thread.latest(ns)
         if wanted is None or (ns, wanted) not in thread.shown:
             return None
@@ -337,6 +343,8 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
         """The target's ancestors, nearest first, to the root or until every channel has a stored value."""
         thread_id, ns, checkpoint_id = _address(config)
         journal, thread = await self._thread(thread_id)
+        if not ns:  # a run begins; a subgraph's beginning in the middle of one does not count
+            journal.opened()
         wanted = checkpoint_id or thread.latest(ns)
         entry = thread.entries.get((ns, wanted)) if wanted else None
         remaining = set(channels)

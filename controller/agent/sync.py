@@ -129,6 +129,11 @@ class Checkpoints:
             self._client.agents(limit=limit, after=after, prefix=prefix, fresh=fresh, timeout_seconds=timeout_seconds)
         )
 
+    @property
+    def newest_epoch(self) -> int:
+        """See ``AsyncCheckpoints.newest_epoch``."""
+        return self._client.newest_epoch  # a number: read from any thread
+
     def health(self) -> tuple[EndpointHealth, ...]:
         """See ``AsyncCheckpoints.health``."""
         return self._run(self._health())

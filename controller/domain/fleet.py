@@ -145,6 +145,17 @@ def check_attempt(agent: str, attempt: int, present: int) -> None:
     )
 
 
+def check_overtaken(agent: str, by: str, seen_epoch: int, newest_by: str, newest_epoch: int) -> None:
+    """For a writer that says who it is (``by``) and which epoch it knew when it wrote last. It may have slept since. If another
+    one went on with the agent in a later epoch (``newest_*``: of the agent's newest record), this one is behind and must stop.
+    Where nobody did, it goes on, in whatever epoch. Raises StaleAttempt."""
+    if newest_epoch > seen_epoch and newest_by != by:
+        raise StaleAttempt(
+            f"agent {agent!a} went on without this process: somebody else wrote in epoch {newest_epoch}, it knew {seen_epoch}",
+            hint="stop this run; read the newest state, and begin again from there",
+        )
+
+
 # -------------------------------------------------------------------------------------------------------------- assigning
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from controller.domain.fleet import check_attempt
+from controller.domain.fleet import check_attempt, check_overtaken
 from controller.domain.model import Ack, Authority, Forks, Frame, Head, IngestAnswer, Kind, Member, Record, Role, StreamReport
 from controller.domain.promotion import PlanRecord
 from controller.domain.sharing import LEAD
@@ -42,6 +42,7 @@ from controller.runtime.together import BEFORE_OPEN, POLL_SECONDS, Together
 from controller.runtime.watch import Watch
 from controller.settings import Settings
 from controller.stream.follower import Follower
+from controller.stream.live import BY, SEEN
 from controller.stream.segment import frame
 from controller.stream.view import View
 from controller.stream.writer import StreamWriter, WriterLimits
@@ -518,9 +519,22 @@ class Active:
             else:
                 check_kind(record.kind)
                 check_attempt(record.agent, record.attempt, self._attempt(record.agent))
+            if SEEN in record.meta:
+                self._check_overtaken(record)
         except DrError as error:
             return error
         return None
+
+    def _check_overtaken(self, record: Record) -> None:
+        """A repetition is none: it was taken before somebody else went on. Raises StaleAttempt."""
+        said, view = record.meta[SEEN][:20], self._shell.view
+        seen_epoch = int(said) if said.isascii() and said.isdecimal() else 0
+        if seen_epoch >= self.tenure.fence.epoch or view.has(record.agent, record.id) is not None:
+            return
+        newest = view.newest(record.agent)
+        if newest is not None:
+            epoch = view.epoch_at(self.stream, newest[1]) or 0  # 0: carried forward from before what is kept: old
+            check_overtaken(record.agent, record.meta.get(BY, ""), seen_epoch, newest[0].meta.get(BY, ""), epoch)
 
     def _attempt(self, agent: str) -> int:
         """The newest attempt of an agent of this stream. The view has all that was acknowledged before this epoch; what came

@@ -31,6 +31,8 @@ from controller.stream.limits import RESTORED, UPTO
 SUBJECT, RANK, STAYS, CLEARS = "subject", "rank", "stays", "clears"
 NEEDS, ATTACHED, WITHIN = "needs", "attached", "within"
 PARENT_WRITES = "parent_writes"
+BY, SEEN = "by", "seen_epoch"
+"""Who appends, and the newest epoch that it knew when it wrote or opened the log last: ``domain.fleet.check_overtaken``."""
 YES = "1"
 PARENT = "parent"
 """The one thing that ``needs`` may name."""

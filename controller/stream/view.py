@@ -387,6 +387,14 @@ class View:
         row = self._newest(agent, kind)
         return None if row is None else record_of(row)
 
+    def newest(self, agent: str) -> tuple[Record, int] | None:
+        """The newest record of any kind, and the segment in which it stood first; None when the agent has none."""
+        row = self._tables.one(
+            f"SELECT {_RECORD}, r.ord FROM agents a JOIN records r ON r.no = a.latest WHERE a.name=?",  # noqa: S608 - own texts
+            (agent,),
+        )
+        return None if row is None else (record_of(row), row[-1] >> 16)
+
     def latest(self, agent: str, kind: str = Kind.CHECKPOINT) -> tuple[Record, bytes] | None:
         """The newest record of a kind; None when the agent has none. Raises Unavailable when there is one whose body is not
         warm or could not be verified: never mistaken for an agent without state."""

@@ -20,6 +20,7 @@ from controller.domain.fleet import (
     Task,
     assign,
     check_attempt,
+    check_overtaken,
     health,
     open_intents,
 )
@@ -525,3 +526,24 @@ def test_kinds_that_only_controllers_write_are_refused_from_agents() -> None:
         world.manager.check_attempt("a", 0, Kind.CHECKPOINT)
 
     run_virtual(story())
+
+
+@pytest.mark.parametrize(
+    ("by", "seen", "newest_by", "newest_epoch", "fenced"),
+    [
+        ("me", 3, "other", 4, True),  # somebody else went on while this one slept
+        ("me", 3, "", 4, True),  # a person restored the agent, a controller wrote
+        ("me", 3, "me", 4, False),  # its own: what it had in flight was taken in the new epoch
+        ("me", 3, "other", 3, False),  # nobody went on since it wrote last
+        ("me", 3, "other", 2, False),
+        ("me", 3, "other", 0, False),  # from before what is kept
+    ],
+)
+def test_a_writer_that_slept_is_overtaken_only_by_somebody_else_in_a_later_epoch(
+    by: str, seen: int, newest_by: str, newest_epoch: int, fenced: bool
+) -> None:
+    if not fenced:
+        check_overtaken("agent", by, seen, newest_by, newest_epoch)
+        return
+    with pytest.raises(StaleAttempt, match="went on without this process"):
+        check_overtaken("agent", by, seen, newest_by, newest_epoch)
