@@ -195,7 +195,7 @@ def test_labels_of_metrics_forge_no_line_and_carry_nothing_that_acts() -> None:
     report = StreamReport(
         name, "eu-west-1", "a", 4, 999.0, 11, 11, 40, (RegionLag(name, 10, 1, 2, 200, 0.5, 10),), 0.5, 2
     )  # fmt: skip
-    text = Metrics("g", "r", "i").render(Role.ACTIVE, 1.0, {"0": 4}, 3, {"0": 9}, [report], {}).decode()
+    text = Metrics("g", "r", "i").render(Role.ACTIVE, 1.0, {"0": 4}, 3, {"0": 9}, [report], {}, {}).decode()
     assert acting(text) == []
     assert all(line.startswith(("#", "dr_")) for line in text.splitlines())
     assert "forged" in text
@@ -300,3 +300,17 @@ def test_who_connects_and_says_nothing_is_not_waited_for(listening: int, monkeyp
     monkeypatch.setattr("controller.runtime.http_head.HEAD_SECONDS", 0.05)
     assert spoken(listening, iter(())) == (b"", 0)
     assert spoken(listening, iter([b"GET /liv"])) == (b"", 8)
+
+
+def test_every_server_of_the_daemon_has_these_bounds_and_the_one_way_of_logging() -> None:
+    servers = [
+        {word.arg: ast.unparse(word.value) for word in node.keywords}
+        for path in (ROOT / "controller" / "runtime").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("uvicorn.Config", "Config")
+    ]
+    assert servers
+    for words in servers:
+        assert words["http"] == "BoundedHttp"
+        assert words["log_config"] == "None"
+        assert words["proxy_headers"] == "False"
