@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from controller.domain.model import AgentSeen, RegionLag, Role, StreamReport
 from controller.domain.text import CUT, visible
 from controller.runtime.api import create_app
+from controller.runtime.api_server import server_config
 from controller.runtime.http_head import MAX_HEAD_BYTES, BoundedHttp
 from controller.runtime.metrics import Metrics
 from controller.runtime.service import Incident, JournalEntry, PlanRequest
@@ -303,14 +304,9 @@ def test_who_connects_and_says_nothing_is_not_waited_for(listening: int, monkeyp
 
 
 def test_every_server_of_the_daemon_has_these_bounds_and_the_one_way_of_logging() -> None:
-    servers = [
-        {word.arg: ast.unparse(word.value) for word in node.keywords}
-        for path in (ROOT / "controller" / "runtime").glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("uvicorn.Config", "Config")
-    ]
-    assert servers
-    for words in servers:
-        assert words["http"] == "BoundedHttp"
-        assert words["log_config"] == "None"
-        assert words["proxy_headers"] == "False"
+    config = server_config(None, None, host="127.0.0.1", port=0)
+    assert issubclass(config.http_protocol_class, BoundedHttp)
+    assert config.log_config is None
+    assert config.proxy_headers is False
+    made = [path.name for path in (ROOT / "controller" / "runtime").glob("*.py") if "uvicorn.Config(" in path.read_text()]
+    assert made == ["api_server.py"], "servers are made in one place"
