@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.access import AccessDocument, new_token, with_entry, write_document
+from controller.adapters.access import AccessDocument, new_token, read_document, with_entry, write_document
 from controller.lab.certificates import Authority
 from controller.lab.etcd import EtcdTls
 from controller.lab.topology import ControllerPlace, Topology
@@ -31,16 +31,22 @@ class Secured:
     def make(self, people: Iterable[str], hosts: Iterable[str]) -> None:
         """Writes all of them. ``people`` are operators; each host may report for itself and write for every agent."""
         topology, signer = self._topology, Authority(self._tls)
-        signer.issue("etcd", hosts=[region.etcd.host for region in topology.regions])
+        # Members look at the address that a peer comes from too, and on one machine that is 127.0.0.1.
+        signer.issue("etcd", hosts=["127.0.0.1", *(region.etcd.host for region in topology.regions)])
         for place in topology.controllers:
             uri = controller_name(topology.group, place.region, place.instance)
             signer.issue(place.name, hosts=[place.api.host], uris=[uri])
         document = AccessDocument(group=topology.group)
         for name in (LAB, *people):
             document = self._add(document, name, {"role": "operator"})
-        for host in hosts:
-            document = self._add(document, host, {"role": "agent", "agents": ("*",), "hosts": (host,)})
         write_document(self.access_file, document)
+        for host in hosts:
+            self.make_host(host)
+
+    def make_host(self, host: str) -> None:
+        """A token for one more host. Controllers that run learn of it by themselves."""
+        entry = {"role": "agent", "agents": ("*",), "hosts": (host,)}
+        write_document(self.access_file, self._add(read_document(self.access_file), host, entry))
 
     def _add(self, document: AccessDocument, name: str, entry: Mapping[str, object]) -> AccessDocument:
         token, digest = new_token(self._topology.group)
