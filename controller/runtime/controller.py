@@ -78,6 +78,10 @@ FOLLOW_BUDGET = 64
 FOLLOWED_AT_ONCE = 8
 """Streams that are followed side by side. Also bounds memory: each holds a few segments."""
 
+FLOOR_GRACE_SECONDS = 0.25
+"""How long an acquisition waits for the last store's head. What it reads refuses early and decides nothing: stores that the new
+epoch fences say the same once more, and a dead one gets its last chance there (``fence_stores``)."""
+
 GIVEN_UP = "stream-given-up"
 
 T = TypeVar("T")
@@ -368,7 +372,7 @@ class Controller(Desk):
     async def _acquire(self, stream: str) -> Tenure | str:
         """One attempt. Returns the tenure, or why not. Raises Refused when etcd has forgotten, or may have, what the stores
         know: also a snapshot that knows every epoch may be older than the record of who acknowledged alone."""
-        heads = await read_heads(self._outside, stream)
+        heads = await read_heads(self._outside, stream, grace_seconds=FLOOR_GRACE_SECONDS)
         known = {region: head for region, head in heads.items() if isinstance(head, Head)}
         forks = await read(self._ports.coordinator, self._keys.forks(stream), Forks)
         forgotten = etcd_forgot(known, forks.value.starts if forks else ())

@@ -64,8 +64,8 @@ async def look(outside: Outside) -> Coordination:
     )
 
 
-async def read_heads(outside: Outside, stream: str) -> dict[str, Head | Unknown]:
-    """Every region store's head, or since when (now) it is unknown."""
+async def read_heads(outside: Outside, stream: str, *, grace_seconds: float = GRACE_SECONDS) -> dict[str, Head | Unknown]:
+    """Every region store's head, or since when (now) it is unknown. ``grace_seconds``: for the last ones, see ``ask_all``."""
 
     async def one(store: RegionStore) -> Head | Unknown:
         try:
@@ -78,13 +78,16 @@ async def read_heads(outside: Outside, stream: str) -> dict[str, Head | Unknown]
 
     questions = {region: one(store) for region, store in outside.stores.items()}
     answers = await ask_all(
-        questions, enough=replication.fence_quorum(outside.stores), good=lambda found: isinstance(found, Head)
+        questions,
+        enough=replication.fence_quorum(outside.stores),
+        good=lambda found: isinstance(found, Head),
+        grace_seconds=grace_seconds,
     )
     for region, found in answers.items():
         problem = replication.head_problem(found) if isinstance(found, Head) else None
         if problem is not None:
             answers[region] = Unknown(outside.clock.wall(), f"the head is damaged: {problem}")
-    slow = Unknown(outside.clock.wall(), f"no answer within {GRACE_SECONDS:g} s after the others")
+    slow = Unknown(outside.clock.wall(), f"no answer within {grace_seconds:g} s after the others")
     return {region: slow if found is None else found for region, found in answers.items()}
 
 

@@ -223,3 +223,19 @@ def test_a_standby_region_that_was_dead_for_long_holds_nobody_up_and_catches_up_
         assert (ahead > 50) is store_too, "a store that answers is kept level, whether anybody follows it or not"
 
     run(keys_dir, story)
+
+
+def test_a_store_that_is_dead_and_approved_to_be_missing_is_waited_for_once_and_not_twice(keys_dir: Path) -> None:
+    """A takeover gives a dead store one grace, when it fences; the look at the floor before it does not wait for it, too."""
+
+    async def story(world: World, active: Instance) -> None:
+        for name in ("a", "b"):
+            await world.kill(HOME, name)
+        world.slow["*", HOME] = 30.0  # frozen: no answer, no error
+        await world.wait(8.0)
+        plan = await world.order("failover", TARGET)
+        await world.reached(plan, State.DONE, 60)
+        journal = {entry.step: entry for entry in (await world.standby(TARGET).plan(plan)).journal}
+        assert journal["fence"].finished_at - journal["authorize"].finished_at < 2.0
+
+    run(keys_dir, story)
