@@ -296,3 +296,29 @@ def test_each_half_of_the_proof_is_missed_when_it_is_taken_away(
         monkeypatch.setattr(target, name, replacement)
     world = run(keys_dir, story, checking=False)
     assert caught_by in violations(world), world.story()
+
+
+# ------------------------------------------------------------------------------------------------------- several streams
+
+
+def test_with_several_streams_nobody_of_the_target_serves_before_all_that_was_lent_for_any_of_them_is_over(
+    keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both of the home region's instances hold a stream past their leases and reach two stores; the target takes over."""
+    for target, name, mutant in ASKED_NOBODY:
+        monkeypatch.setattr(target, name, mutant)
+
+    async def story(world: World, active: Instance) -> None:
+        world.cut(ETCD, HOME)
+        world.cut(THIRD, HOME)
+        await world.wait(9.0)
+        assert {found.region for found in world.actives()} == {HOME}
+        plan = await world.order("failover", TARGET)
+        await world.reached(plan, State.DONE, 120)
+        assert world.active_in(TARGET)
+        world.heal_all()
+        await settle(world)
+
+    world = run(keys_dir, story, stream={"streams": 2})
+    assert violations(world) == {}
+    assert {ack.stream for ack in world.acks if ack.beyond_lease} == {"s00", "s01"}
