@@ -85,7 +85,7 @@ class StreamSettings(Section):
     flush_seconds: Seconds = Field(
         0.02,
         le=10,
-        description="time between two segments; none when idle, up to four times as long while the home store is busy",
+        description="time between two segments; none when idle, up to four times as long (to 0.1 s) when the store is busy",
     )
     segment_max_bytes: Count = Field(4 * MIB, le=512 * MIB, description="a segment closes at this size")
     segment_max_records: Count = Field(2000, le=100_000, description="a segment closes at this number of records")

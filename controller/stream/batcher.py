@@ -2,7 +2,8 @@
 
 *When*: at once when the stream is idle; otherwise ``flush_seconds`` after the one before, or as soon as the segment is full.
 While the home store is still busy with earlier segments there is no hurry: a segment may then wait up to ``BUSY_FLUSHES``
-times as long, so that under load segments grow instead of becoming many (each costs every region a PUT and a head update).
+times as long (``BUSY_SECONDS`` at most), so that under load segments grow instead of becoming many (each costs every region a
+PUT and a head update).
 
 *Which*: in the order in which they came, but for *large* records. Those go alone into a segment of their own, after the small
 ones that wait, and only one at a time is on its way to the home store: a small record never waits for more than one of them.
@@ -23,6 +24,8 @@ RECORD_BYTES = 256
 """More than a record's hash, numbers and lengths take in a segment and its index, names and meta not counted."""
 BUSY_FLUSHES = 4
 """How many flush intervals a segment may wait while the home store has not committed the ones before."""
+BUSY_SECONDS = 0.1
+"""Such a wait goes no further than this: a long ``flush_seconds`` was chosen for its requests, not for four times its delay."""
 LARGE_BYTES = 4 * 2**20
 """A record from this size on travels alone."""
 

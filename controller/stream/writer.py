@@ -23,7 +23,7 @@ from controller.ports import Clock, RegionStore
 from controller.stream import pump as pumping
 from controller.stream.admission import Admission
 from controller.stream.backlog import Mark, Marks
-from controller.stream.batcher import BUSY_FLUSHES, LARGE_BYTES, Entry, Queue, weight
+from controller.stream.batcher import BUSY_FLUSHES, BUSY_SECONDS, LARGE_BYTES, Entry, Queue, weight
 from controller.stream.history import Tail
 from controller.stream.keeping import Keeping
 from controller.stream.log import Built, Log, tails_of
@@ -331,6 +331,8 @@ class StreamWriter:
         """Lets records gather: not when idle, else a flush interval, up to ``BUSY_FLUSHES`` while the home store is busy."""
         flush, home = self._limits.flush_seconds, self.pumps[self._home]
         for flushes in range(1, BUSY_FLUSHES + 1):
+            if flushes > 1 and flushes * flush > BUSY_SECONDS:
+                return
             pause = last_closed + flushes * flush - self._clock.monotonic()
             if self._queue.full():
                 return

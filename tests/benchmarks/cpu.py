@@ -28,7 +28,7 @@ async def large(run: Run) -> dict[str, Any]:
 
     async def measure(option: str) -> dict[str, Any]:
         more = [option] if option else []
-        row = await _row(run, "--sizes", "2000", "--batches", "1", "--records", "12000", "--no-profile", *more)
+        row = await _row(run, "--sizes", "2000", "--batches", "1", "--records", "8000", "--no-profile", *more)
         run.say(f"{option or 'alone'}: p50 {row['p50_ms']:.0f} ms, p99 {row['p99_ms']:.0f} ms, loop {row['stall_ms']:.0f} ms")
         return {"large": bool(option), **row}
 
