@@ -280,10 +280,10 @@ class Verifier:
         async for harm in salvage_harm(store, others, head, self.group, self._clock):
             proof.note(_salvage_problem(region, harm))
             proof.put(salvage_name(harm.ref), harm.after)
-        for named in head.snapshots:
+        for named in (await _newest(store, head)).snapshots:
             snapshot = SnapshotRef(stream, named.seq, named.epoch)
             why = await self._snapshot_problem(store, snapshot, named.sha256)
-            if why:
+            if why and named in (await _newest(store, head)).snapshots:  # the holder replaces them every few minutes
                 fix = f"drctl repair {region} --execute"
                 proof.note(_problem(region, stream, named.seq, named.epoch, snapshot.key, "snapshot", why, fix))
         if seen.diverged:
@@ -338,6 +338,14 @@ class Verifier:
             proof.note(replace(problem, agent=agent, record=record, records=1 if record else 0))
             if found >= MAX_VIEW_PROBLEMS:
                 return
+
+
+async def _newest(store: RegionStore, head: Head) -> Head:
+    """The store's head as it is now; ``head`` when it cannot be read."""
+    try:
+        return await store.read_head(head.stream)
+    except Corrupt:
+        return head
 
 
 def salvage_name(ref: SegmentRef) -> str:

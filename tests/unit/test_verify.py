@@ -207,6 +207,24 @@ async def test_a_damaged_or_missing_snapshot_is_found(tmp_path: Path) -> None:
     assert only(await copies.verify()).what == "snapshot"
 
 
+async def test_snapshots_that_the_holder_replaces_while_a_verification_runs_are_no_damage(tmp_path: Path) -> None:
+    copies = Copies(history(), tmp_path)
+    copies.settle()
+    store = copies.stores[HOME]
+    newest = store.heads["0"].snapshots[-1]
+    get = store.get_snapshot
+
+    def meanwhile(ref: SnapshotRef) -> bytes:
+        store.heads["0"] = replace(store.heads["0"], snapshots=(newest,))
+        for old in [one for one in store.snapshots if one.seq != newest.seq]:
+            del store.snapshots[old]
+        return get(ref)
+
+    store.get_snapshot = meanwhile  # type: ignore[method-assign]
+    found = await copies.verify()
+    assert whole(found), found.problems
+
+
 # ------------------------------------------------------------------------------------------------ other kinds of damage
 
 
