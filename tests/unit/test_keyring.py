@@ -118,6 +118,29 @@ def test_an_outage_of_every_kms_does_not_stop_a_holder_or_a_reader_that_has_its_
     told(story)
 
 
+def test_a_rotation_is_put_off_while_one_region_could_not_open_the_new_key() -> None:
+    async def story() -> None:
+        rig = Rig(A, B, C)
+        ring = rig.keyring(rotate_seconds=100.0)
+        first = (await ring.writer("s00", 1)).key
+        rig.cut(C)
+        for _ in range(10):
+            await rig.clock.sleep(50)
+            await ring.writer("s00", 1)
+            await asyncio.sleep(0.1)
+        assert (await ring.writer("s00", 1)).key is first
+        assert f"due for rotation ({C}:" in ring.warnings()[0]
+        rig.cut()
+        await rig.clock.sleep(50)
+        await ring.writer("s00", 1)
+        await asyncio.sleep(0.1)
+        fresh = await ring.writer("s00", 1)
+        assert fresh.key is not first
+        assert fresh.wrapped_for == (B, A, C)
+
+    told(story)
+
+
 def test_a_reader_keeps_a_key_for_its_time_and_no_longer() -> None:
     async def story() -> None:
         rig = Rig(A, B)

@@ -17,6 +17,7 @@ from controller.adapters import sealing
 from controller.adapters.sealing import CHUNK_BYTES, DataKey, Envelope, Place, Wrap
 from controller.domain.model import SegmentRef, SnapshotRef
 from controller.errors import Corrupt
+from controller.stream.segment import decode_segment
 
 KEY = DataKey.of(bytes(range(32)))
 WRAPS = (Wrap("eu-west-1", b"w" * 184), Wrap("us-east-1", b"v" * 184))
@@ -197,6 +198,11 @@ def test_what_does_not_begin_so_is_not_sealed() -> None:
     assert sealing.read_envelope(b"") is None
     with pytest.raises(Corrupt):
         sealing.read_envelope(b"DRENC\x00")
+
+
+def test_who_reads_segments_without_opening_them_first_is_told_that_this_one_is_sealed() -> None:
+    with pytest.raises(Corrupt, match="the object is sealed"):
+        decode_segment(sealed(b"x"))
 
 
 def test_a_plain_key_is_never_shown() -> None:
