@@ -14,14 +14,17 @@ from typing import TypeVar
 import httpx
 from pydantic import TypeAdapter, ValidationError
 
+from controller.adapters.outward import GuardedTransport
 from controller.domain.failsafe import Witness
 from controller.domain.model import Ack, Fence, Frame, IngestAnswer
+from controller.domain.outward import INSIDE, LOOPBACK
 from controller.errors import DrError, FenceLost, Forbidden, NotActive, OutcomeUnknown, Refused, Unauthenticated, Unavailable
 from controller.stream.segment import encode_frames
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 1.0
+PEER_CONNECTIONS = 100
 OCTETS = {"Content-Type": "application/octet-stream"}
 _INGEST = TypeAdapter(IngestAnswer)
 _ACKS = TypeAdapter(tuple[Ack, ...])
@@ -41,9 +44,10 @@ class HttpPeers:
     ) -> None:
         self._secure = tls is not None
         self._token = token
+        # Addresses come from etcd: whoever writes there must not be able to send us to a metadata service.
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS),
-            verify=tls if tls is not None else True,
+            transport=GuardedTransport((*INSIDE, *LOOPBACK), tls=tls, connections=PEER_CONNECTIONS),
             trust_env=False,
             follow_redirects=False,
         )

@@ -25,6 +25,7 @@ from controller.adapters.outward import GuardedTransport
 from controller.domain.outward import BAD_PORTS, INSIDE, LOOPBACK, Network, address_problem, host_problem, port_problem
 from controller.errors import Misconfigured, Unavailable
 from controller.ports import Page
+from controller.runtime.peers import HttpPeers
 
 PAGE = Page("k", "critical", "t", "b")
 ALL = (*INSIDE, *LOOPBACK)
@@ -275,6 +276,25 @@ def test_no_url_does_anything_but_become_a_pager_or_be_refused(text: str) -> Non
     for url in (text, f"http://{text}/", f"https://a{text}", f"https://hooks.example:{text}"):
         with contextlib.suppress(Misconfigured):
             WebhookPager(url, 1.0)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://169.254.169.254", "http://[fd00:ec2::254]:80", "http://0.0.0.0:80", "http://2852039166"]
+)
+async def test_a_members_address_in_etcd_does_not_lead_to_a_metadata_service(address: str) -> None:
+    peers = HttpPeers(2.0)
+    try:
+        with pytest.raises(Misconfigured):
+            await peers.positions(address)
+    finally:
+        await peers.close()
+
+
+async def test_an_instance_in_a_private_network_is_spoken_to() -> None:
+    async with server(b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"s00": 7}') as other:
+        peers = HttpPeers(5.0)
+        assert await peers.positions(other.url) == {"s00": 7}
+        await peers.close()
 
 
 async def test_a_socket_of_this_machine_is_not_connected_to() -> None:
