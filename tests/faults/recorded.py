@@ -439,6 +439,11 @@ def registers(observed: list[dict[str, Any]]) -> dict[str, list[Operation]]:
         if line["what"] == "register":
             ended = math.inf if line["ended"] is None else line["ended"]
             found[line["key"]].append(Operation(line["op"], line["value"], line["began"], ended, line.get("was", "")))
+    for history in found.values():
+        written = {operation.value for operation in history if operation.kind == "cas"}
+        seen = {operation.value for operation in history if operation.kind == "read"} | {o.was for o in history}
+        # Values of whoever was killed, or is being answered just now, before it could write its line.
+        history += [Operation("write", value, -math.inf) for value in sorted(seen - written - {""})]
     puts: dict[tuple[str, str], tuple[float, float]] = {}
     for line in observed:
         if line["what"] in ("ack", "failed"):

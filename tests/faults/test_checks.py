@@ -135,3 +135,11 @@ def test_a_fault_that_an_old_etcd_does_not_survive_is_left_out_with_the_reason()
     assert "3.5.1 revokes leases" in why[0] or "missing" in why[0]
     if not why_no_disks():
         assert playable(frozen, new) == (frozen, [])
+
+
+def test_a_value_whose_writer_was_killed_before_its_line_explains_what_others_read() -> None:
+    read = {"what": "register", "key": "k", "op": "read", "value": "lost", "was": "", "began": 1.0, "ended": 2.0}
+    after = {"what": "register", "key": "k", "op": "cas", "value": "next", "was": "lost", "began": 3.0, "ended": 4.0}
+    back = {**read, "began": 5.0, "ended": 6.0}
+    assert linearizable(registers([read, after])["k"])
+    assert not linearizable(registers([read, after, back])["k"])
