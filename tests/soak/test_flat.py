@@ -29,8 +29,8 @@ def test_a_leak_of_two_megabytes_a_minute_is_noticed_under_noise_and_spikes() ->
     assert "memory" in verdict.problem
 
 
-def test_a_descriptor_lost_every_20_seconds_is_noticed() -> None:
-    assert "descriptors went from" in judge(_life(lambda at: 90, lambda at: 60 + int(at / 20))).problem
+def test_a_descriptor_lost_every_10_seconds_is_noticed() -> None:
+    assert "descriptors went from" in judge(_life(lambda at: 90, lambda at: 60 + int(at / 10))).problem
 
 
 def test_a_process_that_did_not_live_long_enough_is_not_judged() -> None:
