@@ -15,7 +15,7 @@ RSS_MB_PER_HOUR = 60.0
 """Bound of the slope of resident memory. A leak of one record of 400 bytes per write, at ten writes a second, is 14 MB an hour
 in each of six controllers; what ten minutes tell of the slope of a process that only allocates and frees is worth less."""
 FDS = 24
-"""Descriptors by which the last third of the samples may exceed the first. A standby that becomes the holder opens 13 or more."""
+"""Descriptors by which the last third of the samples may exceed the first. A standby that becomes the holder opens 13 more."""
 
 
 @dataclass(frozen=True, slots=True)
