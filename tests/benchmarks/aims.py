@@ -62,11 +62,10 @@ def _latency(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def _cpu(results: dict[str, Any]) -> Iterator[Row]:
-    rows = [row for row in results.get("cpu", {}).get("cases", []) if row["bytes"] == SMALL_BYTES]
-    if rows:
-        best = min(rows, key=lambda row: float(row["us"]))
-        shown = f"{best['us']:.0f} µs ({best['batch']} a request)"
-        yield Row("CPU of the holder per small checkpoint", "200 µs or less", shown, best["us"] <= 200)
+    for row in results.get("cpu", {}).get("cases", []):
+        if row["bytes"] == SMALL_BYTES:
+            figure = f"CPU of the holder per small checkpoint, {row['batch']} a request"
+            yield Row(figure, "200 µs or less", f"{row['us']:.0f} µs", row["us"] <= 200)
 
 
 def _growth(results: dict[str, Any]) -> Iterator[Row]:
