@@ -205,7 +205,9 @@ def test_a_holder_that_was_frozen_over_its_whole_right_does_not_go_on(keys_dir: 
 
 
 async def another_region_takes_over(world: World, active: Instance) -> None:
-    """The home region loses etcd and one other store; the others promote."""
+    """The home region loses etcd and one other store, and what it has is slow to answer; the others promote."""
+    for region in (HOME, TARGET):
+        world.slow[active.key, region] = 0.4
     world.cut(ETCD, HOME)
     world.cut(THIRD, HOME)
     await world.wait(9.0)
