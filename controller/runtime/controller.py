@@ -83,6 +83,7 @@ FLOOR_GRACE_SECONDS = 0.25
 epoch fences say the same once more, and a dead one gets its last chance there (``fence_stores``)."""
 
 GIVEN_UP = "stream-given-up"
+VIEW_LOST = "the view cannot be written"
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -449,6 +450,8 @@ class Controller(Desk):
         del self._actives[stream]
         if active.writer is None:  # it never served: give the cause of that, and the others, some time
             self._not_before[stream] = self._clock.monotonic() + self._settings.etcd.ttl_seconds
+        elif active.writer.lost.startswith(VIEW_LOST):  # a full disk, say: it would only hold, in the way of the others
+            self._not_before[stream] = self._clock.monotonic() + 3 * self._settings.etcd.ttl_seconds
         if stream == LEAD:
             self._fleet.deactivate()
         self._say(stream, Role.FENCED, reason)

@@ -59,7 +59,7 @@ def test_a_holder_whose_disk_is_full_steps_down_with_that_sentence_and_its_neigh
 
     async def story(world: World, active: Instance) -> None:
         fill_disk(active)
-        await world.until(lambda: world.active_in(HOME) and world.actives()[0] is not active, 40, "the neighbour serving")
+        await world.until(lambda: world.active_in(HOME) and world.actives()[0] is not active, 60, "the neighbour serving")
         assert await acknowledged(world, 5.0) > 10
         assert "database or disk is full" in world.story()
         ready, why = active.controller.ready()
