@@ -613,8 +613,8 @@ def upsert(patch: Patch, world: World) -> None:
 def without_guard_key(patch: Patch, world: World) -> None:
     original = Takeover._move_authority
 
-    async def unguarded(self: Takeover, seen: Any, guard: Compare) -> str:
-        return await original(self, seen, Compare.absent("/dr/sim/guards/nobody"))
+    async def unguarded(self: Takeover, seen: Any, guard: Compare, began: float) -> str:
+        return await original(self, seen, Compare.absent("/dr/sim/guards/nobody"), began)
 
     patch.setattr(Takeover, "_move_authority", unguarded)
 
