@@ -32,14 +32,14 @@ PATIENCE_SECONDS = 90.0
 class RunningLab:
     """A context manager. Every method may be called from any thread but its own."""
 
-    def __init__(self, state_dir: Path, *, offset: int, settings: dict[str, Any] | None = None) -> None:
-        """``settings``: a document instead of ``config/lab.toml``."""
+    def __init__(self, state_dir: Path, *, offset: int, settings: dict[str, Any] | None = None, tls: bool = False) -> None:
+        """``settings``: a document instead of ``config/lab.toml``. ``tls``: everything secured; people show their tokens."""
         self._loop = asyncio.new_event_loop()
         # Children die with the thread that started them: this one lives as long as the lab.
         self._thread = threading.Thread(target=self._loop.run_forever, name="lab", daemon=True)
         self._said: list[str] = []
         self.lab = Lab(
-            build(settings or read_settings(None), state_dir, offset=offset),
+            build(settings or read_settings(None), state_dir, offset=offset, tls=tls),
             say=self._said.append,
             hosts_per_region=0,
             agents=0,
@@ -50,6 +50,12 @@ class RunningLab:
         self._thread.start()
         try:
             self._run(self.lab.up())
+            if (secured := self.lab.secured) is not None:
+                self._http.close()
+                token = secured.token_file(REQUESTER).read_text().strip()
+                self._http = httpx.Client(
+                    timeout=5.0, trust_env=False, verify=secured.context(), headers={"Authorization": f"Bearer {token}"}
+                )
         except BaseException:
             self.__exit__()
             raise
@@ -111,11 +117,12 @@ class RunningLab:
     # ------------------------------------------------------------------------------------------------------ people
 
     def drctl(self, *words: str, expect: int = 0) -> Any:
-        """A command as people type it. Returns the JSON that it prints."""
+        """A command as people type it (with a token where callers are known). Returns the JSON that it prints."""
+        shown = self.lab.secured.environment(REQUESTER) if self.lab.secured is not None else {}
         ran = subprocess.run(
             [sys.executable, "-m", "controller", "--output", "json", *words],
             cwd=ROOT,
-            env={**os.environ, "DR_CONFIG": str(self.lab.topology.operator_config)},
+            env={**os.environ, "DR_CONFIG": str(self.lab.topology.operator_config), **shown},
             capture_output=True,
             text=True,
             timeout=120,
