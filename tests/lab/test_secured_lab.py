@@ -49,7 +49,8 @@ def test_a_fleet_is_moved_with_tls_tokens_and_certificates_everywhere(tmp_path: 
             assert client.get("agent-1", "step-1")[1] == b"state"
         assert put("step-2")
         audit = running.drctl("audit")
-        assert "carol" in {entry["actor"] for entry in audit if entry["action"] in {"plan", "execute"}}  # controllers propose too
+        # Controllers propose plans too, by themselves.
+        assert "carol" in {entry["actor"] for entry in audit if entry["action"] in {"plan", "execute"}}
 
 
 def _lets_in(running: RunningLab, token: Path, ca: Path) -> bool:
