@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 
 # Two workers, also where there are more cores: whole labs take turns, and bounds in tests are set for two. -n 0 in PYTEST_ARGS: none.
 # A test that runs into its timeout ends its worker, and pytest-xdist plays it again: not more than twice.
-WORKERS := -n 2 --dist loadgroup --max-worker-restart 2
+WORKERS := -n 2 --max-worker-restart 2
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # Two noisy cores: a slow example says nothing about the code. In CI the same examples come every time, so that a red run
 # is red because of its change; locally they are new each time. HYPOTHESIS_PROFILE=thorough looks further.
@@ -15,16 +19,26 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"))
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a worker (`make test` has two, pytest-xdist's `--dist loadgroup`); all others go to whoever is free.
+class Places(LoadScopeScheduling):
+    """Which tests share a worker. (``--dist loadgroup`` of pytest-xdist 3.8 does nothing under pytest 9.)
 
     Whole labs never run two at a time: one is 22 processes. Tests over a stand-in or an etcd that their module starts stay
-    together, so that it is started once. A module whose tests take minutes says otherwise with an ``xdist_group`` of its own.
+    together, so that it is started once. All others go to whoever is free.
     """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            if item.get_closest_marker("lab"):
-                item.add_marker(pytest.mark.xdist_group("lab"))
-            elif item.get_closest_marker("aws") or item.get_closest_marker("etcd"):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+    def _split_scope(self, nodeid: str) -> str:
+        kind = _kind(nodeid.split("::", maxsplit=1)[0])
+        return nodeid if kind == "any" else kind
+
+
+@functools.cache
+def _kind(path: str) -> str:
+    text = (Path(__file__).parents[1] / path).read_text()
+    if "pytest.mark.lab" in text:
+        return "lab"
+    return path if "pytest.mark.aws" in text or "pytest.mark.etcd" in text else "any"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return Places(config, log)

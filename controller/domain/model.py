@@ -329,6 +329,9 @@ class Forks:
     failsafe_seconds: float = 0.0
     """How long the holder that opened last may act past the moment at which its stores proved it (``domain.failsafe``): its
     successor waits so long after fencing them. 0: it never goes on past its lease; negative: not known."""
+    lent_seconds: float = 0.0
+    """How long rights under the holder that opened last may outlive its key: its TTL less the margin, because etcd may take a
+    lease away right after it was renewed (``domain.lease``). 0: it ended with every right over; negative: not known."""
 
 
 # ------------------------------------------------------------------------------------------------------------------- lag

@@ -109,6 +109,7 @@ class Active:
         self.failsafe: Failsafe | None = None
         enabled = shell.settings.etcd.failsafe and shell.ports.peers is not None
         self._failsafe_seconds = float(shell.settings.etcd.ttl_seconds) if enabled else 0.0
+        self._lent_seconds = shell.settings.etcd.ttl_seconds - shell.settings.etcd.margin_seconds
         self.shortener: Shortener | None = None
         self.last_report: StreamReport | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -211,7 +212,7 @@ class Active:
             await self.writer.stop(reason)
         if rights_over:
             try:
-                if self.writer is not None and self._failsafe_seconds:
+                if self.writer is not None:
                     await self._lent_nothing()
                 await self.tenure.release()
             except DrError:
@@ -226,7 +227,7 @@ class Active:
         coordinator, key = self._shell.ports.coordinator, self._shell.keys.forks(self.stream)
         forks = await read(coordinator, key, Forks)
         if forks is not None:
-            over = Put(key, encode(replace(forks.value, failsafe_seconds=0.0)))
+            over = Put(key, encode(replace(forks.value, failsafe_seconds=0.0, lent_seconds=0.0)))
             await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], [over])
 
     async def retire(self) -> None:
@@ -278,6 +279,7 @@ class Active:
             store_timeout_seconds=shell.settings.aws.call_timeout_seconds,
             ttl_seconds=shell.settings.etcd.ttl_seconds,
             failsafe_seconds=self._failsafe_seconds,
+            lent_seconds=self._lent_seconds,
             say=shell.say,
             seals=ports.seals,
         )
@@ -688,7 +690,12 @@ class Active:
             try:
                 forks = await read(coordinator, key, Forks)
                 if forks is not None:
-                    again = replace(forks.value, sole_ackers=self.writer.sole_ackers, failsafe_seconds=self._failsafe_seconds)
+                    again = replace(
+                        forks.value,
+                        sole_ackers=self.writer.sole_ackers,
+                        failsafe_seconds=self._failsafe_seconds,
+                        lent_seconds=self._lent_seconds,
+                    )
                     home = Put(key, encode(again))
                     result = await coordinator.txn([self.tenure.guard, Compare.modified(key, forks.revision)], [home])
                     if result.succeeded:

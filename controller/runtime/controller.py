@@ -217,7 +217,8 @@ class Controller(Desk):
         self._looked_at = ports.clock.monotonic()
         """Monotonic time of the last one that did not."""
         self._heads: dict[str, dict[str, Head | Unknown]] = {}
-        self._holder_gone_at: dict[str, tuple[int, float]] = {}
+        self._holder_gone_at: dict[str, tuple[int, float, float]] = {}
+        """Stream → (the authority's epoch, wall time, monotonic time) of the first look at which nobody held it any more."""
         """Stream → (epoch of the authority, our wall time) when we first saw that nobody held it."""
         self._not_before: dict[str, float] = {}
         """Stream → no acquisition before this (monotonic): the last one ended before it served."""
@@ -390,7 +391,15 @@ class Controller(Desk):
             ttl_seconds=self._settings.etcd.ttl_seconds,
             margin_seconds=self._settings.etcd.margin_seconds,
             floor=max((head.epoch for head in known.values()), default=0),
+            seen_gone=self._seen_gone(stream),
         )
+
+    def _seen_gone(self, stream: str) -> tuple[int, float] | None:
+        """(epoch, monotonic time) of a look at which nobody held the stream any more, nor any other that is without a holder:
+        a region's agents may be lent the right of any of them."""
+        if stream not in self._holder_gone_at:
+            return None
+        return self._holder_gone_at[stream][0], max(moment for _, _, moment in self._holder_gone_at.values())
 
     def _begin(self, tenure: Tenure) -> None:
         stream = tenure.fence.stream
@@ -473,17 +482,17 @@ class Controller(Desk):
                 f"stream.streams = {len(self._streams)}, and the group was founded with {founded}: agents would change streams",
                 hint=f"set stream.streams = {founded}, as in the group's other controllers",
             )
-        now = self._clock.wall()
+        now, moment = self._clock.wall(), self._clock.monotonic()
         self._seen, self._seen_at = seen, now
         self._sharing.note(seen)
         held = {holder.stream for holder in seen.holders}
         epoch = seen.authority.value.epoch
         for stream in self._streams:
-            gone_in, _ = self._holder_gone_at.get(stream, (-1, 0.0))
+            gone_in = self._holder_gone_at[stream][0] if stream in self._holder_gone_at else None
             if stream in held:
                 self._holder_gone_at.pop(stream, None)
             elif gone_in != epoch:  # another holder came and went since, also when nobody of us saw it
-                self._holder_gone_at[stream] = (epoch, now)
+                self._holder_gone_at[stream] = (epoch, now, moment)
         for report in seen.reports.values():
             self._note_clock(report, now)
         await self._membership.announce(self._member(now))
@@ -501,7 +510,7 @@ class Controller(Desk):
         reports = self._seen.reports if self._seen else {}
         allowance = 2 * self._settings.etcd.tick_seconds
         result = {}
-        for stream, (_, at) in self._holder_gone_at.items():
+        for stream, (_, at, _) in self._holder_gone_at.items():
             report = reports.get(stream)
             ahead = self._clock_ahead.get(f"{report.region}/{report.instance}") if report else None
             result[stream] = at if ahead is None else at - ahead[0] + allowance

@@ -208,9 +208,11 @@ def expected_loss(
 ) -> Loss:
     """What going on from the stores in ``heads`` would lose: the same estimate when a plan is made, compared, and carried out.
 
-    ``right_ended_by`` is on the old holder's wall clock, which also stamped the records. A report that is younger than that
-    contradicts it: the holder was alive then, so the report's own time counts.
+    ``right_ended_by``: when the old holder's key had vanished, on that holder's wall clock, which also stamped the records. A
+    report that is younger than that contradicts it: the holder was alive then, so the report's own time counts. Its right may
+    have run on after its key (``Forks.lent_seconds``), so that is added.
     """
+    right_ended_by = max(right_ended_by, report.at if report else 0.0) + max(0.0, forks.lent_seconds)
     if not heads:
         return Loss(False, 0, True, right_ended_by, "no region store answers")
     choice = replication.choose(heads, forks.starts, home=home, epoch=0)
@@ -219,7 +221,7 @@ def expected_loss(
             report=report,
             recovered=replication.recovered(heads, choice, forks.starts),
             unread_sole_ackers=replication.unfenced_sole_ackers(forks.sole_ackers, heads),
-            right_ended_by=max(right_ended_by, report.at if report else 0.0),
+            right_ended_by=right_ended_by,
             kept=kept,
         )
     )

@@ -58,6 +58,8 @@ class Parts:
     ttl_seconds: float
     failsafe_seconds: float
     """How long this holder may go on past what its stores proved, once etcd is unreachable for everybody; 0: never."""
+    lent_seconds: float
+    """How long rights under this holder may outlive its key: the TTL less the margin."""
     say: Callable[[Role, str], None]
     seals: Seals | None = None
 
@@ -141,7 +143,7 @@ class Opening:
         head, tail = await bring_home(parts.stores, heads, fence, parts.region, starts, choice)
         await self._catch_up_view(tail)
         if forks is not None:
-            await self._outwait(failsafe.wait_seconds(forks.value.failsafe_seconds, parts.ttl_seconds))
+            await self._outwait(forks.value)
         await self._fork(authority, forks, plan, progress, tail)
         return Opened(head, tail, tuple(heads))
 
@@ -149,13 +151,20 @@ class Opening:
         if self._fenced_at is None:
             self._fenced_at = self._parts.clock.monotonic()
 
-    async def _outwait(self, seconds: float) -> None:
-        """Waits until all that the last holder's stores may have granted before we fenced them has run out: it may act past its
-        lease (``domain.failsafe``), and so may agents that it lent its right to. Raises FenceLost, Conflict."""
+    async def _outwait(self, last: Forks) -> None:
+        """Waits until the last holder, and every agent that it lent its right to, can certainly not act any more.
+
+        A right ends at most a TTL less the margin after its holder's key vanished: every heartbeat that extended it saw the key
+        there. It may end so late, because etcd sometimes takes a lease away that was renewed a moment ago. And under failsafe a
+        right may run for what stores proved before we fenced them (``domain.failsafe``). Raises FenceLost, Conflict.
+        """
         assert self._fenced_at is not None
-        while (left := self._fenced_at + seconds - self._parts.clock.monotonic()) > 0:
+        ttl_seconds = self._parts.ttl_seconds
+        lent_until = self._tenure.gone_by + (last.lent_seconds if last.lent_seconds >= 0 else ttl_seconds)
+        proved_until = self._fenced_at + failsafe.wait_seconds(last.failsafe_seconds, ttl_seconds)
+        while (left := max(lent_until, proved_until) - self._parts.clock.monotonic()) > 0:
             self._still_ours()
-            self._parts.say(Role.OPENING, "waiting until the last holder's failsafe right has certainly run out")
+            self._parts.say(Role.OPENING, "waiting until every right of the last holder has certainly run out")
             await self._parts.clock.sleep(min(left, RETRY_SECONDS))
         self._still_ours()
 
@@ -302,7 +311,7 @@ class Opening:
         if recorded and recorded[-1].epoch == fence.epoch:
             return  # an earlier attempt of ours was applied although its answer was lost
         starts = replication.with_fork(recorded, EpochStart(fence.epoch, tail.seq + 1))
-        opened = Forks(starts, sole_ackers=(parts.region,), failsafe_seconds=parts.failsafe_seconds)
+        opened = Forks(starts, (parts.region,), parts.failsafe_seconds, parts.lent_seconds)
         compare = [
             self._tenure.guard,
             Compare.modified(key, forks.revision) if forks else Compare.absent(key),

@@ -32,6 +32,7 @@ class Tenure:
         create_revision: int,
         right: Right,
         margin: float,
+        gone_by: float,
     ) -> None:
         self._coordinator = coordinator
         self._keys = keys
@@ -41,6 +42,8 @@ class Tenure:
         self._create_revision = create_revision
         self.right = right
         self._margin = margin
+        self.gone_by = gone_by
+        """Monotonic time by which the key of whoever held the stream before had vanished."""
         self.barrier: Barrier | None = None
         self.drained = False
         """Set by the holder when a planned move has drained its stream: heartbeats stop extending the right."""
@@ -150,12 +153,14 @@ async def acquire(
     ttl_seconds: int,
     margin_seconds: float,
     floor: int,
+    seen_gone: tuple[int, float] | None = None,
 ) -> Tenure | str:
     """Takes the stream with a new epoch, if that is allowed. Returns the tenure, or why not.
 
     The epoch is incremented in the authority and written into the leased holder key by one transaction, which compares the
-    authority as read and that nobody holds the stream. Raises Unavailable, and Refused: see ``may_acquire``, or etcd is not the
-    cluster that the authority was recorded in.
+    authority as read and that nobody holds the stream. ``seen_gone``: (the authority's epoch, monotonic time) of an earlier
+    look at which nobody held it; it counts while that epoch is still the last one. Raises Unavailable, and Refused: see
+    ``may_acquire``, or etcd is not the cluster that the authority was recorded in.
     """
     here = await coordinator.txn([], [Get(keys.authority)])
     authority = document(here.items[0], Authority)
@@ -167,6 +172,9 @@ async def acquire(
     if reason is not None:
         return reason
     assert authority is not None
+    gone_by = clock.monotonic()
+    if seen_gone is not None and seen_gone[0] == authority.value.epoch:
+        gone_by = seen_gone[1]
     asked_at = clock.monotonic()
     granted = await coordinator.grant(ttl_seconds)
     # etcd may grant more than was asked for. The right is counted with the smaller of the two, because everybody else waits
@@ -196,6 +204,5 @@ async def acquire(
             pass  # it expires by itself, and nothing hangs on it
         return "somebody else was faster"
     right = Right(epoch, lease.first_deadline(asked_at, held.ttl_seconds, margin_seconds))
-    return Tenure(
-        coordinator, keys, clock, Fence(stream, epoch, region, instance), held, item.create_revision, right, margin_seconds
-    )
+    fence = Fence(stream, epoch, region, instance)
+    return Tenure(coordinator, keys, clock, fence, held, item.create_revision, right, margin_seconds, gone_by)
