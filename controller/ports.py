@@ -27,6 +27,7 @@ from controller.domain.model import (
     Head,
     IngestAnswer,
     Realignment,
+    Salvage,
     SegmentRef,
     SnapshotRef,
 )
@@ -207,6 +208,16 @@ class RegionShelf(Protocol):
     async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
         """Drops the first entry of the head's epochs, IF epoch = fence.epoch, it still is ``start`` and another one follows.
         Idempotent. Raises FenceLost, Conflict, Unavailable, OutcomeUnknown."""
+        ...
+
+    async def forget_salvage(self, fence: Fence, piece: Salvage) -> Head:
+        """Drops one entry of the head's salvage, IF epoch = fence.epoch and it still is ``piece``; nothing else changes.
+        Idempotent. Its objects stay: see ``delete_diverged``. Raises FenceLost, Conflict, Unavailable, OutcomeUnknown."""
+        ...
+
+    async def delete_diverged(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        """Like ``delete_segments``, for what a salvage that was let go of leaves behind: Refused unless all of them are
+        certainly in no history of this store and nobody's salvage (``domain.retention.is_diverged``)."""
         ...
 
 

@@ -309,6 +309,20 @@ def forget_update(group: str, fence: Fence, start: EpochStart) -> dict[str, Any]
     }
 
 
+def forget_salvage_update(group: str, fence: Fence, place: int, piece: Salvage) -> dict[str, Any]:
+    """Drops the head's salvage number ``place``, ``IF`` the epoch is ours and it is ``piece``. A ``realign`` on its way appends
+    at the end, so it moves no number."""
+    return {
+        "Key": head_key(group, fence.stream),
+        "UpdateExpression": f"REMOVE #salvage[{place}]",
+        "ConditionExpression": f"#epoch = :e AND #writer = :w AND #salvage[{place}] = :gone",
+        "ExpressionAttributeNames": {"#epoch": "epoch", "#writer": "writer", "#salvage": "salvage"},
+        "ExpressionAttributeValues": {":e": _n(fence.epoch), ":w": _s(fence.writer), ":gone": _salvage(piece)},
+        "ReturnValues": "ALL_NEW",
+        "ReturnValuesOnConditionCheckFailure": "ALL_OLD",
+    }
+
+
 def reach(to: Baseline) -> int:
     """The last segment that a head must have for ``to`` to be true of it."""
     return max(to.base - 1, *(found.seq for found in to.snapshots), 0)

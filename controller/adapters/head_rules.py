@@ -21,8 +21,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from controller.adapters.head_item import ITEM_GUARD_BYTES, ITEM_MAX_BYTES, head_to_item, item_bytes, reach, within
-from controller.domain.model import Baseline, Commit, EpochStart, Fence, Head, Realignment, SegmentRef, SnapshotRef
-from controller.domain.retention import is_salvage
+from controller.domain.model import Baseline, Commit, EpochStart, Fence, Head, Realignment, Salvage, SegmentRef, SnapshotRef
+from controller.domain.retention import is_diverged, is_salvage
 from controller.errors import Conflict, FenceLost, Refused
 from controller.ports import FoundHead
 
@@ -189,6 +189,19 @@ def check_deletable(head: Head, fence: Fence, refs: Sequence[SegmentRef]) -> Non
             raise Refused(f"segment {ref.key} is salvage", hint="export or drop the salvage first")
 
 
+def check_diverged(head: Head, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+    """Only what is in no history of this store and nobody's salvage. Raises FenceLost, Conflict, Refused naming the first."""
+    _fenced(head, fence)
+    for ref in refs:
+        if is_salvage(head, ref):
+            raise Refused(f"segment {ref.key} is salvage", hint="export or drop the salvage first")
+        if not is_diverged(head, ref):
+            raise Refused(
+                f"segment {ref.key} is of the history of {ref.stream}, or may become so: the head is at {head.seq}",
+                hint="wait until the store has caught up (drctl lag), then repeat",
+            )
+
+
 def check_unnamed(head: Head, fence: Fence, refs: Sequence[SnapshotRef]) -> None:
     """Raises FenceLost, Conflict, and Refused for a snapshot that the head names."""
     _fenced(head, fence)
@@ -211,7 +224,7 @@ def check_size(head: Head, region: str) -> None:
             f"head of {head.stream} in {region} would have {size} bytes ("
             f"{len(head.epochs)} epochs, {len(head.salvage)} salvages), "
             f"we stop at {ITEM_GUARD_BYTES} of DynamoDB's {ITEM_MAX_BYTES}",
-            hint="resolve old salvage (export or drop it) and let retention move the base, so that old epochs are dropped",
+            hint="resolve old salvage (drctl salvage list) and let retention move the base, so that old epochs are dropped",
         )
 
 
@@ -353,6 +366,12 @@ def settled_forget(head: Head, fence: Fence, start: EpochStart) -> bool:
     raise Conflict(f"epoch {start.epoch} is not the first that the head of {fence.stream} names", hint=_READ_AGAIN)
 
 
+def settled_salvage(head: Head, fence: Fence, piece: Salvage) -> bool:
+    """True: the head does not name this salvage any more. Raises FenceLost, Conflict."""
+    _fenced(head, fence)
+    return piece not in head.salvage
+
+
 def _fenced(head: Head, fence: Fence) -> None:
     if head.epoch < fence.epoch:
         raise Conflict(
@@ -415,6 +434,11 @@ def after_realign(head: Head, fence: Fence, to: Realignment) -> Head:
 def after_forget(head: Head) -> Head:
     """The head once its first epoch has been dropped."""
     return replace(head, epochs=head.epochs[1:])
+
+
+def after_salvage(head: Head, piece: Salvage) -> Head:
+    """The head once it does not name ``piece`` any more."""
+    return replace(head, salvage=tuple(cut for cut in head.salvage if cut != piece))
 
 
 def head_bytes(head: Head) -> int:

@@ -2,7 +2,8 @@
 
 Deleting is the one thing that cannot be taken back, and S3 knows no fence. So every deletion is preceded by a consistent read
 of the head: what lies before the base that it records, under our epoch, is not read by anybody any more. A base only rises,
-so a deletion that arrives late deletes nothing else.
+so a deletion that arrives late deletes nothing else. So it is with salvage that was let go of: no history takes up what was cut
+off, whatever becomes of the head afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from controller.adapters import catalogue_item, head_item, head_rules
 from controller.adapters.aws_errors import translate
-from controller.domain.model import Baseline, CatalogueEntry, EpochStart, Fence, Head, SegmentRef, SnapshotRef
+from controller.domain.model import Baseline, CatalogueEntry, EpochStart, Fence, Head, Salvage, SegmentRef, SnapshotRef
 from controller.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -111,6 +112,22 @@ class AwsShelf:
             head_item.forget_update(self._group, fence, start),
             lambda head: head_rules.settled_forget(head, fence, start),
         )
+
+    async def forget_salvage(self, fence: Fence, piece: Salvage) -> Head:
+        head_rules.check_fence(fence)
+        head = await self.read_head(fence.stream)
+        if head_rules.settled_salvage(head, fence, piece):
+            return head
+        return await self._update_head(
+            fence,
+            head_item.forget_salvage_update(self._group, fence, head.salvage.index(piece), piece),
+            lambda head: head_rules.settled_salvage(head, fence, piece),
+        )
+
+    async def delete_diverged(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        head_rules.check_deletion(fence, refs)
+        head_rules.check_diverged(await self.read_head(fence.stream), fence, refs)
+        await self._delete(refs)
 
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         head_rules.check_fence(fence)

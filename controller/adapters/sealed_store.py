@@ -28,6 +28,7 @@ from controller.domain.model import (
     Fence,
     Head,
     Realignment,
+    Salvage,
     SegmentRef,
     SnapshotRef,
 )
@@ -243,6 +244,12 @@ class SealedStore:
 
     async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
         return await self._inner.forget_epoch(fence, start)
+
+    async def forget_salvage(self, fence: Fence, piece: Salvage) -> Head:
+        return await self._inner.forget_salvage(fence, piece)
+
+    async def delete_diverged(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        await self._inner.delete_diverged(fence, refs)
 
     async def inspect_head(self, stream: str) -> FoundHead:
         return await self._inner.inspect_head(stream)

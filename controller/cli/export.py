@@ -19,6 +19,7 @@ from controller.agent.journal import escape
 from controller.cli.bodies import open_body
 from controller.errors import Corrupt, Refused, Unavailable
 from controller.runtime.archive_documents import CheckpointSeen
+from controller.runtime.salvage_documents import SalvageRecord
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -51,7 +52,7 @@ class Folder:
                 raise Refused(f"{path} holds an export already", hint="choose another folder, or overwrite it with --force")
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def add(self, record: CheckpointSeen, body: bytes) -> Path:
+    def add(self, record: CheckpointSeen | SalvageRecord, body: bytes) -> Path:
         """Writes one body. Raises Corrupt when it is not the record's, Refused when another file is in the way."""
         digest = hashlib.sha256(body).hexdigest()
         if digest != record.sha256 or len(body) != record.size:

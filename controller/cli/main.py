@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from controller.cli import group, history, look, ops, plans, restore, token, verify
+from controller.cli import group, history, look, ops, plans, restore, salvage, token, verify
 from controller.cli.client import Usage
 from controller.cli.session import (
     CaFileOption,
@@ -86,6 +86,7 @@ app.command()(look.journal)
 app.add_typer(look.audit_app, name="audit")
 app.add_typer(history.checkpoints_app, name="checkpoints")
 app.command(epilog="Example: drctl restore --as-of 2h --agent agent-007")(restore.restore)
+app.add_typer(salvage.salvage_app, name="salvage")
 app.command(epilog="Example: drctl verify eu-central-1")(verify.verify)
 app.command(epilog="Example: drctl repair eu-central-1 --execute --confirm eu-central-1")(verify.repair)
 app.command(epilog="Example: drctl serve --config /etc/dr/controller.toml")(ops.serve)

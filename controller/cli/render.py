@@ -314,7 +314,7 @@ def print_status(console: Console, status: Status) -> None:
     for region in status.regions:
         if region.salvage:
             count = sum(piece.last_seq - piece.first_seq + 1 for piece in region.salvage)
-            _fact(console, "salvage", text(f"{region.region}: {count:,} segments set aside", "yellow"))
+            _fact(console, "salvage", text(f"{region.region}: {count:,} segments set aside (drctl salvage list)", "yellow"))
     _fact(console, "agents", f"{status.agents:,}")
     for record in status.plans:
         plan = record.plan

@@ -59,6 +59,19 @@ def is_salvage(head: Head, ref: SegmentRef) -> bool:
     return any(s.first_seq <= ref.seq <= s.last_seq and owner(s.epochs, ref.seq) == ref.epoch for s in head.salvage)
 
 
+def is_diverged(head: Head, ref: SegmentRef) -> bool:
+    """Whether the object is certainly in no history that this store has or will get, and is nobody's salvage: another epoch
+    owns its number, or the history has passed its epoch. Epochs only rise along a history, so what comes after ``head.seq``
+    belongs to the last one or a later one. False while the store is too short to tell."""
+    if is_salvage(head, ref):
+        return False
+    if ref.seq < head.base:
+        return True
+    if ref.seq <= head.seq:
+        return owner(head.epochs, ref.seq) != ref.epoch
+    return ref.epoch < head.last_epoch
+
+
 def deletable(head: Head, refs: Iterable[SegmentRef]) -> tuple[SegmentRef, ...]:
     """Of the objects that exist, those before the base that are nobody's salvage; also what was never committed."""
     return tuple(ref for ref in refs if ref.seq < head.base and not is_salvage(head, ref))

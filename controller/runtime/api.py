@@ -61,6 +61,7 @@ from controller.runtime.api_door import adapter as _adapter
 from controller.runtime.api_door import answer as _answer
 from controller.runtime.api_peers import peer_routes
 from controller.runtime.api_records import IN_FLIGHT_MAX_BYTES, OCTETS, RecordsFront, answer_records
+from controller.runtime.api_salvage import salvage_routes
 from controller.runtime.service import (
     AgentPage,
     ApprovalRequest,
@@ -383,6 +384,7 @@ def create_app(
         _agent_routes(service),
         peer_routes(service, entrance),
         archive_routes(service),
+        salvage_routes(service),
         _reading_routes(service),
         _plan_routes(service),
         _probe_routes(service, clock, open_metrics=entrance is None or entrance.open_metrics),

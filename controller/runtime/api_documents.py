@@ -16,6 +16,7 @@ from controller.stream.limits import DEFAULT_LIMITS, name_problem
 MAX_REASON_CHARS = 2000
 MAX_SIGNATURE_CHARS = 16 * 1024
 MAX_REGION_CHARS = 64
+MAX_SALVAGE_CHARS = 300
 MAX_HOST_AGENTS = 100_000
 MAX_SPEC_DEPTH = 64
 
@@ -113,6 +114,17 @@ class RepairIn(Input):
     execute: bool = False
     requester: Reason = ""
     confirm: Reason = ""
+
+
+class DiscardIn(Input):
+    """``POST /v1/salvage/{region}/{salvage}/discard``. ``execute``: do it; needs ``confirm``, the region's name typed again.
+    ``digest``: of the export that was made; ``even_unexported``: why there is none."""
+
+    execute: bool = False
+    requester: Reason = ""
+    confirm: Reason = ""
+    digest: Annotated[str, Field(max_length=64)] = ""
+    even_unexported: Reason = ""
 
 
 class RestoreOne(Input):

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.errors import DrError, Refused, Unauthenticated, Unavailable
-from controller.runtime.api_documents import MAX_REGION_CHARS, check_name
+from controller.runtime.api_documents import MAX_REGION_CHARS, MAX_SALVAGE_CHARS, check_name
 from controller.stream.limits import DEFAULT_LIMITS
 
 MAX_JSON_BYTES = 1024 * 1024
@@ -137,6 +137,10 @@ def host_name(host: Annotated[str, Path(description="percent-encoded")]) -> str:
 
 def region_name(region: Annotated[str, Path(description="percent-encoded")]) -> str:
     return _decoded(region, "region", MAX_REGION_CHARS)
+
+
+def salvage_name(salvage: Annotated[str, Path(description="percent-encoded; as the list says")]) -> str:
+    return _decoded(salvage, "salvage", MAX_SALVAGE_CHARS)
 
 
 def plan_id(plan: Annotated[str, Path(description="percent-encoded")]) -> str:

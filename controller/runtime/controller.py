@@ -60,6 +60,7 @@ from controller.runtime.opening import etcd_forgot
 from controller.runtime.plans import PlanBook, PlanPolicy
 from controller.runtime.restorer import Restorer
 from controller.runtime.routing import Router
+from controller.runtime.salvager import Salvager
 from controller.runtime.service import (
     PlanRequest,
 )
@@ -203,6 +204,18 @@ class Controller(Desk):
             stores=len(ports.stores),
             fleet=self._fleet,
             serving=self._serving,
+            audit=self._audit,
+            clock=ports.clock,
+        )
+        self.salvager = Salvager(
+            group=settings.group,
+            region=settings.region,
+            instance=settings.instance,
+            stores=ports.stores,
+            view=self._view,
+            streams=lambda: self._streams,
+            fence_of=self._fence_of,
+            holder=self._active_address,
             audit=self._audit,
             clock=ports.clock,
         )

@@ -32,6 +32,7 @@ from controller.domain.model import (
 )
 from controller.domain.promotion import PlanRecord
 from controller.runtime.archive_documents import ArchiveService, MendService, RestoreService, VerifyService
+from controller.runtime.salvage_documents import SalvageService
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,11 @@ class ControllerService(Protocol):
 
     @property
     def restorer(self) -> RestoreService: ...
+
+    @property
+    def salvager(self) -> SalvageService:
+        """Tails that were cut off stores."""
+        ...
 
     def may_act(self) -> bool:
         """Whether the right of this instance to act has not run out. Local, no I/O."""

@@ -96,7 +96,8 @@ def crowding(stream: str, heads: Mapping[str, Head | Unknown], forks: int) -> li
         if isinstance(head, Head) and 2 * size >= ITEM_GUARD_BYTES:
             found.append(
                 f"the head of {stream} in {region} has {size:,} of {ITEM_GUARD_BYTES:,} bytes ({len(head.epochs):,} epochs, "
-                f"{len(head.salvage):,} salvages): export and discard salvage, let retention move the bases"
+                f"{len(head.salvage):,} salvages): export and discard salvage (drctl salvage list), let retention move the "
+                "bases"
             )
     if replication.crowded(forks):
         found.append(

@@ -23,7 +23,7 @@ from controller.adapters.kms import AwsKeyService
 from controller.adapters.region_store import MULTIPART_FROM_BYTES, AwsRegionStore
 from controller.adapters.route53 import Route53Traffic
 from controller.adapters.sealed_store import SealedStore, Sealer
-from controller.domain.model import Baseline, CatalogueEntry, Fence, FramePlace, SegmentRef, SnapshotRef
+from controller.domain.model import Baseline, CatalogueEntry, EpochStart, Fence, FramePlace, Salvage, SegmentRef, SnapshotRef
 from controller.errors import Conflict
 from controller.lab.aws import AwsStandIn, provision_zone
 from tests.support.http_fault_proxy import HttpFaultProxy
@@ -91,6 +91,8 @@ async def everything_of_a_store(store: AwsRegionStore, large: bytes) -> None:
     head = await store.mend_head(fence, found, replace(head, records=head.records + 1))
     head = await store.set_base(fence, head, Baseline(3, "a" * 64))
     await store.delete_segments(fence, [SegmentRef(S, 1, 1)])
+    await store.forget_salvage(fence, Salvage(1, 1, (EpochStart(1, 1),), "a" * 64, 1))
+    await store.delete_diverged(fence, [SegmentRef(S, 1, 1)])
 
 
 async def stored(endpoint: str, world: AwsWorld) -> list[Call]:

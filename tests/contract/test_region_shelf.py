@@ -297,6 +297,65 @@ async def test_an_epoch_that_begins_while_another_is_dropped_is_not_lost(store: 
     assert (await store.read_head(S)).epochs == (EpochStart(2, 2), EpochStart(3, 3))
 
 
+# --------------------------------------------------------------------------------------------------------------- salvage
+
+
+async def cut(store: RegionStore) -> tuple[Salvage, Head]:
+    """Segments 3 and 4 of epoch 1 were cut off by epoch 2, which goes on from segment 2."""
+    await grown(store, 1, 4)
+    before = await store.fence(token(2))
+    piece = Salvage(3, 4, (EpochStart(1, 3),), before.chain, 2)
+    return piece, await store.realign(token(2), before, Realignment(2, chain(2), 1, GENESIS, (EpochStart(1, 1),), piece))
+
+
+async def test_one_salvage_is_let_go_of_under_the_fence_and_nothing_else_is(store: RegionStore) -> None:
+    piece, head = await cut(store)
+    for _ in range(3):
+        await store.put_segment(token(2), SegmentRef(S, head.seq + 1, 2), b"x")
+        head = await store.advance(token(2), next_commit(head, token(2)))
+    fenced = await store.fence(token(3))
+    other = Salvage(4, 5, (EpochStart(2, 4),), fenced.chain, 3)
+    starts = (EpochStart(1, 1), EpochStart(2, 3))
+    before = await store.realign(token(3), fenced, Realignment(3, "c" * 64, 1, GENESIS, starts, other))
+    assert before.salvage == (piece, other)
+    with pytest.raises(FenceLost):
+        await store.forget_salvage(token(2), piece)
+    with pytest.raises(Conflict):
+        await store.forget_salvage(token(4), piece)
+    changed = replace(piece, last_chain="d" * 64)
+    assert await store.forget_salvage(token(3), changed) == before  # the head does not name such a one
+    assert await store.forget_salvage(token(3), other) == replace(before, salvage=(piece,))
+    assert await store.forget_salvage(token(3), other) == replace(before, salvage=(piece,))
+    assert await store.forget_salvage(token(3), piece) == replace(before, salvage=())
+    assert await store.read_head(S) == replace(before, salvage=())
+
+
+async def test_what_a_discarded_salvage_leaves_is_deleted_and_what_a_history_may_need_is_not(store: RegionStore) -> None:
+    piece, head = await cut(store)
+    gone = [SegmentRef(S, 3, 1), SegmentRef(S, 4, 1)]
+    with pytest.raises(Refused, match="is salvage"):
+        await store.delete_diverged(token(2), gone)
+    head = await store.forget_salvage(token(2), piece)
+    with pytest.raises(Refused, match="may become so"):  # the store is too short to tell
+        await store.delete_diverged(token(2), gone)
+    await store.put_segment(token(2), SegmentRef(S, 3, 2), b"x")
+    head = await store.advance(token(2), next_commit(head, token(2)))
+    await store.put_segment(token(2), SegmentRef(S, 4, 2), b"on its way")
+    for ref in (SegmentRef(S, 1, 1), SegmentRef(S, 3, 2), SegmentRef(S, 4, 2)):
+        with pytest.raises(Refused, match="may become so"):
+            await store.delete_diverged(token(2), [*gone, ref])
+    with pytest.raises(Conflict):
+        await store.delete_diverged(token(3), gone)
+    await store.delete_diverged(token(2), gone)
+    await store.delete_diverged(token(2), gone)  # absent is fine
+    left = [(1, 1), (2, 1), (3, 2), (4, 2)]
+    assert [(ref.seq, ref.epoch) for ref in await store.list_segments(S, 1)] == left
+    assert await store.read_head(S) == head
+    await store.fence(token(3, instance="b"))
+    with pytest.raises(FenceLost):
+        await store.delete_diverged(token(2), gone)
+
+
 # ------------------------------------------------------------------------------------------------------------- catalogue
 
 

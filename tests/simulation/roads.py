@@ -17,6 +17,7 @@ from controller.domain.model import (
     Fence,
     Head,
     Realignment,
+    Salvage,
     SegmentRef,
     SnapshotRef,
 )
@@ -227,6 +228,14 @@ class WatchedStore:
 
     async def forget_epoch(self, fence: Fence, start: EpochStart) -> Head:
         return await self._through(self._call("forget_epoch", fence, start), lambda: self._inner.forget_epoch(fence, start))
+
+    async def forget_salvage(self, fence: Fence, piece: Salvage) -> Head:
+        call = self._call("forget_salvage", fence, piece)
+        return await self._through(call, lambda: self._inner.forget_salvage(fence, piece))
+
+    async def delete_diverged(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        call = self._call("delete_diverged", fence, refs)
+        await self._through(call, lambda: self._inner.delete_diverged(fence, refs))
 
     async def put_catalogue(self, fence: Fence, entries: Sequence[CatalogueEntry]) -> None:
         call = self._call("put_catalogue", fence, entries)

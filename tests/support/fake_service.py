@@ -54,6 +54,7 @@ from controller.runtime.documents import Keys
 from controller.runtime.fleet import FleetManager
 from controller.runtime.mender import Mender
 from controller.runtime.restorer import Restorer
+from controller.runtime.salvager import Salvager
 from controller.runtime.service import (
     AgentPage,
     ApprovalRequest,
@@ -215,6 +216,19 @@ class FakeService:
             stores=len(REGIONS),
             fleet=fleet,
             serving=self._not_serving,
+            audit=Audit(MemoryCoordinator(MemoryCluster(self.clock)), Keys("/dr", GROUP)),
+            clock=self.clock,
+        )
+
+        self.salvager = Salvager(
+            group=GROUP,
+            region=self.region,
+            instance=self.instance,
+            stores=self.verifier.stores,
+            view=self.view,
+            streams=lambda: ("0",),
+            fence_of=lambda stream: None,
+            holder=lambda stream: None,
             audit=Audit(MemoryCoordinator(MemoryCluster(self.clock)), Keys("/dr", GROUP)),
             clock=self.clock,
         )

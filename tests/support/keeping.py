@@ -26,7 +26,7 @@ REGIONS = ("eu-west-1", "eu-central-1", "us-east-1")
 HOME, NEAR, FAR = REGIONS
 MUTATING = {
     "put_segment", "advance", "fence", "realign", "set_base", "delete_segments", "put_snapshot", "delete_snapshots",
-    "put_catalogue", "forget_epoch",
+    "put_catalogue", "forget_epoch", "forget_salvage", "delete_diverged",
 }  # fmt: skip
 
 

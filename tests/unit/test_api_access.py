@@ -44,6 +44,11 @@ MATRIX: dict[tuple[str, str], set[CallerRole]] = {
     ("POST", "/v1/verifications/{region}/stop"): {OPERATOR},
     ("POST", "/v1/repairs/{region}"): {OPERATOR},
     ("POST", "/v1/restores"): {OPERATOR},
+    ("GET", "/v1/salvage"): {OPERATOR},
+    ("GET", "/v1/salvage/{region}"): {OPERATOR},
+    ("GET", "/v1/salvage/{region}/{salvage}"): {OPERATOR},
+    ("GET", "/v1/salvage/{region}/{salvage}/bodies/{seq}/{ordinal}"): {OPERATOR},
+    ("POST", "/v1/salvage/{region}/{salvage}/discard"): {OPERATOR},
     ("GET", "/v1/status"): {OPERATOR, VIEWER},
     ("GET", "/v1/lag"): {OPERATOR, VIEWER},
     ("GET", "/v1/members"): {OPERATOR, VIEWER},
@@ -72,6 +77,9 @@ PLACES = {
     "instance": "a",
     "epoch": "7",
     "plan": "p",
+    "salvage": "0.5-8.0123456789abcdef",
+    "seq": "5",
+    "ordinal": "0",
 }
 
 

@@ -24,6 +24,7 @@ from controller.domain.model import (
     Fence,
     Head,
     Realignment,
+    Salvage,
     SegmentRef,
     SnapshotRef,
 )
@@ -105,6 +106,13 @@ class MemoryStore:
     def delete(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
         """Raises FenceLost, Conflict, Refused."""
         head_rules.check_deletable(self.head(fence.stream), fence, refs)
+        for ref in refs:
+            if ref in self.objects:
+                self.drop(ref)
+
+    def delete_diverged(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        """Raises FenceLost, Conflict, Refused."""
+        head_rules.check_diverged(self.head(fence.stream), fence, refs)
         for ref in refs:
             if ref in self.objects:
                 self.drop(ref)
@@ -335,6 +343,19 @@ class MemoryRegionStore:
         return await self._update(
             "forget_epoch", fence, lambda head: head_rules.settled_forget(head, fence, start), head_rules.after_forget
         )
+
+    async def forget_salvage(self, fence: Fence, piece: Salvage) -> Head:
+        head_rules.check_fence(fence)
+        return await self._update(
+            "forget_salvage",
+            fence,
+            lambda head: head_rules.settled_salvage(head, fence, piece),
+            lambda head: head_rules.after_salvage(head, piece),
+        )
+
+    async def delete_diverged(self, fence: Fence, refs: Sequence[SegmentRef]) -> None:
+        head_rules.check_deletion(fence, refs)
+        await self._call("delete_diverged", lambda: self._server.delete_diverged(fence, refs), mutates=True)
 
     async def inspect_object(self, ref: SegmentRef | SnapshotRef) -> FoundObject:
         head_rules.check_ref(ref)
