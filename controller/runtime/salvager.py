@@ -229,13 +229,13 @@ class Salvager:
         """Raises Refused, Conflict."""
         where = f"drctl salvage export {would.region} {would.name} --to DIR"
         if not even_unexported:
-            if digest and digest != would.digest:
-                raise Refused(f"what was exported is not what salvage {would.name} holds now", hint=f"export it again: {where}")
             if would.damaged:
                 raise Refused(
                     f"{would.damaged:,} segments of salvage {would.name} cannot be read, so nobody can have exported them",
                     hint=f"drctl verify {would.region} and drctl repair {would.region}; or --even-unexported REASON",
                 )
+            if digest and digest != would.digest:
+                raise Refused(f"what was exported is not what salvage {would.name} holds now", hint=f"export it again: {where}")
             if would.lost and not digest:
                 raise Refused(
                     f"{would.sentence}, and no export was shown",
