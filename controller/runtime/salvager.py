@@ -36,6 +36,8 @@ from controller.stream.view import View
 
 OWN = frozenset({Kind.CANARY, Kind.OPENING, Kind.ASSIGNMENT})
 """Kinds that controllers write for themselves."""
+DISCARD = "discard salvage"
+"""What the audit calls it."""
 PAGE_RECORDS = 1_000
 PAGE_SEGMENTS = 256
 DELETED_AT_ONCE = 500
@@ -258,7 +260,7 @@ class Salvager:
         await self._audit.append(
             at=self._clock.wall(),
             actor=requester or "unknown",
-            action="discard salvage",
+            action=DISCARD,
             subject=region,
             detail={
                 "salvage": would.name,

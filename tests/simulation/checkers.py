@@ -22,6 +22,7 @@ from controller.runtime.audit import broken_at
 from controller.runtime.documents import decode
 from controller.runtime.service import AuditEntry
 from controller.stream.segment import Segment, decode_segment, next_chain, open_frame
+from controller.stream.tail import name_of
 from tests.simulation.events import AckSeen, Transaction
 from tests.simulation.observed import Observed
 from tests.simulation.world import STREAM, World
@@ -262,7 +263,23 @@ def _chained(region: str, world: Observed, head: Head) -> None:
         raise Violation("stores-whole", f"{region}: the head's chain at {head.seq} is not that of its segments")
 
 
+def _discarded(region: str, world: Observed, stream: str) -> set[SegmentRef]:
+    """Objects of salvage that people let go of: the audit says of each piece that it was."""
+    found = set()
+    for moved in world.history.heads:
+        if (moved.region, moved.after.stream) != (region, stream):
+            continue
+        for cut in moved.before.salvage:
+            if cut in moved.after.salvage:
+                continue
+            if (region, name_of(stream, cut)) not in world.history.discards:
+                raise Violation("stores-whole", f"{region}: salvage {name_of(stream, cut)} was dropped and nobody said so")
+            found |= {SegmentRef(stream, seq, _owner(cut.epochs, seq)) for seq in range(cut.first_seq, cut.last_seq + 1)}
+    return found
+
+
 def _accounted(region: str, world: Observed, head: Head) -> None:
+    discarded = _discarded(region, world, head.stream)
     salvaged = {
         SegmentRef(head.stream, seq, _owner(cut.epochs, seq))
         for cut in head.salvage
@@ -273,7 +290,7 @@ def _accounted(region: str, world: Observed, head: Head) -> None:
             continue
         for seq in range(moved.before.seq + 1, moved.after.seq + 1):
             ref = SegmentRef(head.stream, seq, moved.after.owner(seq))
-            if seq <= head.seq and head.owner(seq) == ref.epoch:
+            if ref in discarded or (seq <= head.seq and head.owner(seq) == ref.epoch):
                 continue
             if ref not in salvaged:
                 raise Violation("stores-whole", f"{region}: {ref.key} was committed, is not history and is in no salvage")

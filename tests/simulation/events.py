@@ -21,6 +21,7 @@ from controller.lab.virtual_time import VirtualClock
 from controller.ports import Compare, Item, Operation, Put, TxnResult
 from controller.runtime.controller import GIVEN_UP
 from controller.runtime.documents import Keys, decode
+from controller.runtime.salvager import DISCARD
 from controller.runtime.service import AuditEntry
 
 T = TypeVar("T")
@@ -121,6 +122,8 @@ class History:
     """etcd was restored from a backup: the audit before it may be shorter than what was recorded here."""
     given_up: list[tuple[float, str, str, tuple[str, ...]]] = field(default_factory=list)
     """(when, who, stream, plans under way) of everything that was given up to share it out anew."""
+    discards: set[tuple[str, str]] = field(default_factory=set)
+    """(region, name) of salvage of which the audit says that people let go of it."""
     count: int = 0
     streams: int = 1
 
@@ -224,16 +227,24 @@ class RecordingCluster(MemoryCluster):
             self._remember(before, puts)
         return result
 
-    def _remember(self, before: Mapping[str, Item], puts: Mapping[str, bytes]) -> None:
+    def _remember_audits(self, before: Mapping[str, Item], puts: Mapping[str, bytes]) -> list[str]:
+        """Their keys."""
         history, keys = self._history, self._history.keys
         audits = [key for key in puts if key.startswith(keys.audits)]
         history.rewritten_audits += [key for key in audits if key in before]
         for key in audits:
             entry = decode(AuditEntry, puts[key])
+            if entry.action == DISCARD:
+                history.discards.add((entry.subject, str(entry.detail["salvage"])))
             if entry.action == GIVEN_UP:
                 plans_now = (decode(PlanRecord, i.value) for k, i in self._items.items() if k.startswith(keys.plans))
                 waiting = tuple(record.plan.id for record in plans_now if not record.ended)
                 history.given_up.append((entry.at, entry.actor, entry.subject, waiting))
+        return audits
+
+    def _remember(self, before: Mapping[str, Item], puts: Mapping[str, bytes]) -> None:
+        history, keys = self._history, self._history.keys
+        audits = self._remember_audits(before, puts)
         authority = forks = holder = progress = None
         stream = ""
         plans: list[tuple[PlanRecord | None, PlanRecord]] = []

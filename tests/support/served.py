@@ -326,6 +326,16 @@ class ServedController:
         """Kills one controller, as SIGKILL does: a region's name, or ``TWIN``."""
         self._run(self._kill(self.places[name]))
 
+    def bring_store_back(self, region: str) -> None:
+        """The store of a lost region answers the others again; its controller stays dead."""
+
+        async def back() -> None:
+            for other in self.places.values():
+                if other.gates and other.alive:
+                    other.gates[region].cut = False
+
+        self._run(back())
+
     async def _lose(self, place: _Place) -> None:
         for other in self.places.values():
             if other.gates:

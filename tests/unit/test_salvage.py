@@ -1,4 +1,4 @@
-"""Salvage for people: what is in it, what of it lies nowhere else, its bodies, and letting go of it wherever a crash strikes."""
+"""Salvage for people: what is in it, what of it lies nowhere else, its bodies, and how it is let go of."""
 
 from __future__ import annotations
 
@@ -109,8 +109,9 @@ class Struck(OpenGate):
 async def test_each_record_says_whether_it_lies_elsewhere_and_what_is_newest_there(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     (home, near, far) = [one for region in REGIONS for one in await stage.salvager().list(region)]
-    assert [piece.name for piece in home.pieces] == [stage.name]
-    assert (home.pieces[0].chain, home.pieces[0].epochs, home.pieces[0].by_epoch) == (stage.tail[-1].chain, stage.piece.epochs, 6)
+    (piece,) = home.pieces
+    assert piece.name == stage.name
+    assert (piece.chain, piece.epochs, piece.by_epoch) == (stage.tail[-1].chain, stage.piece.epochs, 6)
     assert near.pieces == far.pieces == ()
     found = {(one.agent, one.id): one for one in await stage.records()}
     assert found.keys() == {(f"agent-{n}", name) for n in range(3) for name in ("e3s5", "e3s6", "e4s7")} | {
