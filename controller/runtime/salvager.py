@@ -195,14 +195,17 @@ class Salvager:
             if fence is None or not execute:
                 return would
             self._check(head, fence, tail, would, digest, even_unexported)
-            await self._tell(region, tail, would, requester, even_unexported)
+            await self._tell(region, requester, _told(piece, would, even_unexported))
             await store.forget_salvage(fence, piece)
             return await self._delete(store, fence, would, tail.refs())
         left = await leftovers(store, stream, (first, last, chain), self._group)
         if not left:
             return Discarded(region, name, "gone", "the head does not name it, and none of its objects is left")
         known = Discarded(region, name, "would", f"the head does not name it any more; {len(left):,} of its objects are left")
-        return known if fence is None or not execute else await self._delete(store, fence, known, left)
+        if fence is None or not execute:
+            return known
+        await self._tell(region, requester, {"salvage": name, "left over": len(left)})
+        return await self._delete(store, fence, known, left)
 
     async def _would(self, region: str, tail: Tail) -> Discarded:
         lines, states, losing = [], Counter[str](), set()
@@ -255,24 +258,13 @@ class Salvager:
                 hint="wait until it has caught up (drctl lag), then repeat",
             )
 
-    async def _tell(self, region: str, tail: Tail, would: Discarded, requester: str, even_unexported: str) -> None:
-        piece = tail.piece
+    async def _tell(self, region: str, requester: str, detail: dict[str, object]) -> None:
         await self._audit.append(
             at=self._clock.wall(),
             actor=requester or "unknown",
             action=DISCARD,
             subject=region,
-            detail={
-                "salvage": would.name,
-                "chain": piece.last_chain,
-                "epochs": [[start.epoch, start.first_seq] for start in piece.epochs],
-                "records": would.records,
-                "lost": would.lost,
-                "damaged": would.damaged,
-                "digest": would.digest,
-                "even_unexported": even_unexported,
-                "by": self._me,
-            },
+            detail={**detail, "by": self._me},
         )
 
     async def _delete(self, store: RegionStore, fence: Fence, known: Discarded, refs: Sequence[SegmentRef]) -> Discarded:
@@ -311,6 +303,20 @@ class Salvager:
             if name_of(stream, piece) == name:
                 return Tail(store, stream, piece, self._group).checked()
         raise NotFound(f"the head of {stream} in {region} names no salvage {name}", hint=f"drctl salvage list {region}")
+
+
+def _told(piece: Salvage, would: Discarded, even_unexported: str) -> dict[str, object]:
+    """What the audit says of a discard."""
+    return {
+        "salvage": would.name,
+        "chain": piece.last_chain,
+        "epochs": [[start.epoch, start.first_seq] for start in piece.epochs],
+        "records": would.records,
+        "lost": would.lost,
+        "damaged": would.damaged,
+        "digest": would.digest,
+        "even_unexported": even_unexported,
+    }
 
 
 def too_early(head: Head, piece: Salvage, ref: SegmentRef) -> bool:

@@ -1,4 +1,4 @@
-"""``drctl salvage`` against real controllers over real HTTP: a store comes back with a tail, which is exported and discarded."""
+"""``drctl salvage`` against real controllers over HTTP: a store comes back with a tail, which is exported and discarded."""
 
 from __future__ import annotations
 
