@@ -49,6 +49,8 @@ class _Attempts(AbstractContextManager[object]):
         if self._failure is None:
             raise StopAsyncIteration
         if self._others is None:
+            if not self._call.remaining():
+                raise self._failure
             self._others = stamina.retry_context(
                 on=Unavailable,
                 attempts=ATTEMPTS,
