@@ -11,11 +11,16 @@ from controller.errors import Unavailable
 async def attempts_of(call: Call) -> int:
     """How often a call is tried that fails each time."""
     count = 0
-    with pytest.raises(Unavailable, match="throttled"):
+
+    async def read() -> None:
+        nonlocal count
         async for attempt in call.retries():
             with attempt:
                 count += 1
                 raise Unavailable("throttled", hint="wait")
+
+    with pytest.raises(Unavailable, match="throttled"):
+        await read()
     return count
 
 
