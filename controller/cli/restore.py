@@ -17,7 +17,16 @@ from controller.cli import render
 from controller.cli.client import Usage
 from controller.cli.history import AsOfOption, KindOption, pages_as_of
 from controller.cli.progress import Meter
-from controller.cli.session import ConfigOption, EndpointOption, OutputOption, Session, default_person, parse_time, session
+from controller.cli.session import (
+    ConfigOption,
+    EndpointOption,
+    OutputOption,
+    RequesterOption,
+    Session,
+    default_person,
+    parse_time,
+    session,
+)
 from controller.domain.model import Kind
 from controller.domain.text import visible
 from controller.errors import NotActive, Refused, Unavailable
@@ -38,7 +47,7 @@ def restore(
         str | None, typer.Option("--confirm", metavar="GROUP", help="The group's name, instead of typing it at the prompt.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also agents that run now: they may write over it.")] = False,
-    requester: Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Who asks; stands in the audit.")] = None,
+    requester: RequesterOption = None,
     endpoint: EndpointOption = None,
     config: ConfigOption = None,
     output: OutputOption = None,

@@ -20,7 +20,16 @@ from controller.cli.client import Usage
 from controller.cli.export import MANIFEST, Folder
 from controller.cli.history import part
 from controller.cli.progress import Meter
-from controller.cli.session import ConfigOption, EndpointOption, OutputOption, Session, default_person, session
+from controller.cli.session import (
+    ConfigOption,
+    ConfirmRegionOption,
+    EndpointOption,
+    OutputOption,
+    RequesterOption,
+    Session,
+    default_person,
+    session,
+)
 from controller.domain.text import visible
 from controller.errors import Corrupt, NotActive, Refused, Unavailable
 from controller.runtime.salvage_documents import (
@@ -295,10 +304,8 @@ def discard(
         str | None, typer.Option("--even-unexported", metavar="REASON", help="Lose what lies only here; stands in the audit.")
     ] = None,
     execute: Annotated[bool, typer.Option("--execute", help="Do it. Without this only what would be lost is shown.")] = False,
-    confirm: Annotated[
-        str | None, typer.Option("--confirm", metavar="REGION", help="The region's name, instead of typing it at the prompt.")
-    ] = None,
-    requester: Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Who asks; stands in the audit.")] = None,
+    confirm: ConfirmRegionOption = None,
+    requester: RequesterOption = None,
     endpoint: EndpointOption = None,
     config: ConfigOption = None,
     output: OutputOption = None,

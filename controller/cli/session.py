@@ -54,6 +54,10 @@ ConfigOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Output | None, typer.Option("--output", "-o", help="How to print.", rich_help_panel="Connection")]
+ConfirmRegionOption = Annotated[
+    str | None, typer.Option("--confirm", metavar="REGION", help="The region's name, instead of typing it at the prompt.")
+]
+RequesterOption = Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Who asks; stands in the audit.")]
 
 
 TokenFileOption = Annotated[

@@ -14,7 +14,17 @@ from controller.cli import render
 from controller.cli.client import Answer, Usage
 from controller.cli.history import part
 from controller.cli.progress import Meter
-from controller.cli.session import ConfigOption, EndpointOption, Interrupted, OutputOption, Session, default_person, session
+from controller.cli.session import (
+    ConfigOption,
+    ConfirmRegionOption,
+    EndpointOption,
+    Interrupted,
+    OutputOption,
+    RequesterOption,
+    Session,
+    default_person,
+    session,
+)
 from controller.domain.text import visible
 from controller.errors import Corrupt, DrError, NotFound, Unavailable
 from controller.runtime.archive_documents import Repair, RepairAction, Verification
@@ -83,10 +93,8 @@ def repair(
     ctx: typer.Context,
     region: Annotated[str, typer.Argument(metavar="REGION", help="Whose store.")],
     execute: Annotated[bool, typer.Option("--execute", help="Do it. Without this only what would be done is shown.")] = False,
-    confirm: Annotated[
-        str | None, typer.Option("--confirm", metavar="REGION", help="The region's name, instead of typing it at the prompt.")
-    ] = None,
-    requester: Annotated[str | None, typer.Option("--requester", metavar="NAME", help="Who asks; stands in the audit.")] = None,
+    confirm: ConfirmRegionOption = None,
+    requester: RequesterOption = None,
     endpoint: EndpointOption = None,
     config: ConfigOption = None,
     output: OutputOption = None,
