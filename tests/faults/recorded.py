@@ -34,7 +34,7 @@ from controller.lab.topology import Endpoint, Topology
 from controller.ports import Item
 from controller.runtime.documents import Keys, decode
 from tests.faults.linear import Operation
-from tests.faults.worker import body_of, now
+from tests.faults.worker import REGISTER_SECONDS, body_of, now
 from tests.simulation.checkers import Violation
 from tests.simulation.events import AckSeen, HeadMoved, History, ObjectPut, RecordingCluster
 
@@ -430,6 +430,22 @@ def dns_answers_safe(observed: list[dict[str, Any]]) -> None:
             if int(line["values"][0]) < epoch:
                 raise Violation("dns-answers", f"the epoch went from {epoch} to {line['values'][0]}")
             epoch = int(line["values"][0])
+
+
+def still_open(observed: list[dict[str, Any]], histories: Mapping[str, list[Operation]]) -> set[str]:
+    """Keys that workers share and that some of them may still use, or have used in lines that we have not read yet.
+
+    Workers' files are read one after the other: an answer may be there before the line of the write that it saw."""
+    heard: dict[str, float] = {}
+    sharing = {line["by"] for line in observed if line["what"] == "register"}
+    for line in observed:
+        if line["by"] in sharing:
+            heard[line["by"]] = max(heard.get(line["by"], 0.0), line.get("ended") or line.get("at") or 0.0)
+    complete_until = min(heard.values(), default=0.0)
+    shared = {line["key"] for line in observed if line["what"] == "register"}
+    return {
+        key for key in shared if max(operation.began for operation in histories[key]) + 2 * REGISTER_SECONDS > complete_until
+    }
 
 
 def registers(observed: list[dict[str, Any]]) -> dict[str, list[Operation]]:

@@ -84,8 +84,9 @@ class Judge:
     def _linearizable(self) -> None:
         histories = seen.registers(self._stage.recorded.observed)
         self.operations = sum(map(len, histories.values()))
+        still_open = seen.still_open(self._stage.recorded.observed, histories)
         for key, history in histories.items():
-            if self._judged.get(key) == len(history):
+            if key in still_open or self._judged.get(key) == len(history):
                 continue
             self._judged[key] = len(history)
             if not linearizable(history):

@@ -12,7 +12,7 @@ from tests.faults import recorded
 from tests.faults.faults import playable
 from tests.faults.linear import Operation, linearizable
 from tests.faults.network import Network, why_no_disks
-from tests.faults.recorded import _overlapping_rights, dns_answers_safe, reads_whole, registers
+from tests.faults.recorded import _overlapping_rights, dns_answers_safe, reads_whole, registers, still_open
 from tests.faults.runner import named
 from tests.simulation.checkers import Violation
 
@@ -100,6 +100,19 @@ def test_a_put_that_was_repeated_is_one_operation_from_its_first_try_on() -> Non
         {"what": "ack", "agent": "x-0", "id": "1", "began": 3.0, "at": 4.0},
     ]
     assert registers(lines) == {"x-1": [Operation("write", "1", 1.0, 4.0), Operation("write", "2", 5.0, NEVER)]}
+
+
+def test_a_register_is_judged_once_every_worker_has_gone_past_it() -> None:
+    refused = {"what": "register", "by": "a", "key": "k", "op": "refused", "value": "y", "was": "", "began": 1.0, "ended": 2.0}
+    later = {"what": "register", "key": "l", "op": "read", "value": "", "was": "", "began": 50.0, "ended": 51.0}
+    unread = {**refused, "by": "b", "op": "cas", "value": "x", "ended": 1.5}
+    early = [refused, {**unread, "key": "before", "began": 0.1, "ended": 0.2}]
+    for lines in (early, [*early, {**later, "by": "a"}]):  # b's line may still lie in its file
+        assert not linearizable(registers(lines)["k"])
+        assert "k" in still_open(lines, registers(lines))
+    whole = [*early, unread, {**later, "by": "a"}, {**later, "by": "b"}]
+    assert still_open(whole, registers(whole)) == {"l"}
+    assert linearizable(registers(whole)["k"])
 
 
 def test_a_line_that_was_cut_off_is_read_when_it_is_whole(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ from controller.lab.topology import Endpoint
 from controller.ports import Compare, Get, Put
 
 ACKNOWLEDGED = ("acknowledged", "duplicate")
-OPERATIONS_PER_REGISTER = 40
-"""A register's history stays small enough for an exact check."""
+REGISTER_SECONDS = 10
+"""A register is used for so long: its history stays small enough for an exact check."""
 
 
 def now() -> float:
@@ -153,13 +153,13 @@ class Worker:
     async def registers(self, number: int) -> None:
         """Compare-and-set and reads of one etcd key through the product's own adapter, for the linearizability check.
 
-        Registers are shared by all regions and changed for a new one every few operations of each."""
+        Registers are shared by all regions and changed for a new one every few seconds."""
         client = EtcdCoordinator(self._etcd, call_timeout_seconds=0.5)
         mine = 0
         try:
             while True:
                 mine += 1
-                key = f"/dr-faults/register/{number}/{int(time.time() // 10)}"
+                key = f"/dr-faults/register/{number}/{int(time.time() // REGISTER_SECONDS)}"
                 await self.operate(client, key, f"{self._name}-{self._life}-{number}-{mine}")
                 await asyncio.sleep(random.uniform(0.1, 0.4))
         finally:
