@@ -17,7 +17,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # else gRPC says at ever
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults import network
+from tests.faults import failover_command, network
 from tests.faults.faults import FAULTS
 from tests.faults.runner import Report, named, play
 from tests.faults.stale import clear_stale
@@ -37,6 +37,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, default=None, help="folder for logs and records of faults with violations")
     parser.add_argument("--output", choices=("table", "json"), default="table")
     parser.add_argument("--list", action="store_true", help="print the faults and end")
+    failover_command.add_arguments(parser)
     return parser.parse_args()
 
 
@@ -90,6 +91,8 @@ def main() -> int:
         for fault in FAULTS:
             print(f"{fault.name:28} {fault.what}")
         return 0
+    if options.failovers or options.merge:
+        return failover_command.main(options)
     try:
         named([name for name in options.only.split(",") if name])
     except ValueError as error:

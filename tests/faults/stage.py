@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from controller.lab import control
 from controller.lab.etcd import find_etcd
 from controller.lab.layout import Layout
 from controller.lab.supervisor import Lab
-from controller.lab.topology import build
+from controller.lab.topology import Topology, build
 from tests.faults.network import WORLD, Network
 from tests.faults.people import GaveUp, People
 from tests.faults.recorded import EtcdHistory, Lines, Recorded
@@ -50,6 +50,8 @@ class Stage:
     say: Callable[[str], None]
     agents: int = 2
     pause_seconds: float = 0.8
+    attempt_seconds: float = 3.0
+    """How long an agent waits for one answer."""
     disks: bool = True
     worker_lives: dict[str, int] = field(default_factory=dict)
 
@@ -62,6 +64,8 @@ class Stage:
         self._tails = Lines()
         self._last_acks: dict[str, float] = {}
         self._ack_times: list[float] = []
+        self.first_acks: dict[int, float] = {}
+        """Epoch -> when an agent was first acknowledged in it (boot time), as far as ``last_acks`` has read."""
         try:
             await self._up()
         except BaseException:
@@ -75,21 +79,13 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _up(self) -> None:
-        topology = build(read_settings(None), self.folder / "lab", wan=False)
+        topology = build(self._settings(), self.folder / "lab", wan=False)
         self.regions = [region.name for region in topology.regions]
-        self.network = Network(self.regions)
+        self.network = self._network()
         self.network.build()
         if self.disks:
             self._mount_disks(Layout(topology.state_dir))
-        self.lab = Lab(
-            topology,
-            say=lambda _: None,
-            hosts_per_region=0,
-            agents=0,
-            prefix_of=self.network.prefix,
-            stand_in_shift=SHIFT,
-            etcd_options=[f"--quota-backend-bytes={QUOTA_MB * 2**20}"],
-        )
+        self.lab = self._lab(topology)
         self._stack.push_async_callback(self.lab.down)
         await self.lab.start_infrastructure()
         for place in self.network.places:
@@ -103,6 +99,25 @@ class Stage:
         for place in self.network.places:
             self.start_worker(place)
         await self.settled(90.0)
+
+    def _settings(self) -> Mapping[str, Any]:
+        return read_settings(None)
+
+    def _network(self) -> Network:
+        return Network(self.regions)
+
+    def _lab(self, topology: Topology) -> Lab:
+        return Lab(topology, **self._lab_options())
+
+    def _lab_options(self) -> dict[str, Any]:
+        return {
+            "say": lambda _: None,
+            "hosts_per_region": 0,
+            "agents": 0,
+            "prefix_of": self.network.prefix,
+            "stand_in_shift": SHIFT,
+            "etcd_options": [f"--quota-backend-bytes={QUOTA_MB * 2**20}"],
+        }
 
     def _mount_disks(self, layout: Layout) -> None:
         for region in self.regions:
@@ -162,6 +177,7 @@ class Stage:
             *("--etcd", ",".join(sorted(etcd, key=lambda url: url != mine))),
             *("--dns", dns, "--dns-name", self.lab.topology.dns_name),
             *("--agents", str(0 if place == WORLD else self.agents), "--pause-seconds", str(self.pause_seconds)),
+            *("--attempt-seconds", str(self.attempt_seconds)),
             *("--record", str(self.records / f"worker-{place}.jsonl")),
         )
 
@@ -188,6 +204,11 @@ class Stage:
                 self.start_worker(place)
         if "dns" not in self.running("dns"):
             self.lab._start_dns()
+
+    def mend(self) -> None:
+        """No cut any more, and what is stopped goes on."""
+        self.network.heal()
+        self.lab.signal(signal.SIGCONT)
 
     def etcdctl(self, region: str, *words: str, text: str = "") -> str:
         """Raises OSError with what it said."""
@@ -256,6 +277,7 @@ class Stage:
                 if line["what"] == "ack":
                     self._last_acks[line["agent"]] = line["at"]
                     self._ack_times.append(line["at"])
+                    self.first_acks.setdefault(line["epoch"], line["at"])
         return self._last_acks
 
     def outage(self, since: float) -> float:

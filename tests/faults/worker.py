@@ -66,6 +66,7 @@ class Worker:
         self._life: str = options.life
         self._record = record
         self._pause: float = options.pause_seconds
+        self._attempt: float = options.attempt_seconds
         self._controllers = options.controllers.split(",")
         self._watch = [url for url in options.watch.split(",") if url]
         self._etcd = [url for url in options.etcd.split(",") if url]
@@ -98,7 +99,7 @@ class Worker:
         """One agent: a new record each step, put again until it is acknowledged; every third step it reads the newest one."""
         agent = f"{self._name}-{number}"
         copies = 1 + number % 2
-        async with NotingClient(self._controllers, timeout_seconds=6.0, attempt_seconds=3.0) as client:
+        async with NotingClient(self._controllers, timeout_seconds=6.0, attempt_seconds=self._attempt) as client:
             step = 0
             while True:
                 step += 1
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--dns-name", default="")
     parser.add_argument("--agents", type=int, default=2)
     parser.add_argument("--pause-seconds", type=float, default=0.8)
+    parser.add_argument("--attempt-seconds", type=float, default=3.0, help="how long an agent waits for one answer")
     parser.add_argument("--record", type=Path, required=True)
     options = parser.parse_args()
     with options.record.open("a") as record:

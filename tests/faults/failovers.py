@@ -1,0 +1,336 @@
+"""Very many real partition failovers, one after the other, as fast as the protocol allows: ``make faults ARGS="--failovers 1000"``.
+
+A failover counts when a holder was cut off, somebody else took over, and an agent was acknowledged in the new epoch. The next
+partition hits the new holder as soon as there is somebody who could take over from it. A group lives for ``per_group`` of
+them; its whole history is judged every ``judge_every`` of them and at its end, by all checkers, and no history is cut in
+pieces: a new group begins with an empty one. So memory and the time of a judgement have a bound, however long a run is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from controller.cli.lab import read_settings
+from controller.domain.model import Holder, Member
+from controller.errors import DrError
+from controller.lab.supervisor import Lab
+from controller.lab.topology import Topology
+from controller.runtime.documents import read_all
+from tests.faults.controls import unnoticed
+from tests.faults.machines import MachineLab, MachineNetwork, machines_of, on_machines
+from tests.faults.network import Network
+from tests.faults.partitions import BETWEEN, INSIDE, PARTITIONS, Partition
+from tests.faults.people import GaveUp
+from tests.faults.runner import RECOVERY_SECONDS, Judge
+from tests.faults.stage import Stage
+from tests.faults.tally import Journal
+from tests.faults.worker import now
+
+TTL_SECONDS = 3
+"""The smallest that the lab's other settings allow: 3 calls of 0.5 s, or 2 ticks of 0.5 s, and a margin of 1 s have to fit in."""
+POLL_SECONDS = 0.05
+HEAL_AT = ("taken", "served")
+"""When a cut is mended: as soon as there is a new holder, which then opens its epoch; or once it serves."""
+
+
+@dataclass
+class FailoverStage(Stage):
+    """Every controller on a machine of its own, and a short lease. ``program``: what runs instead of ``controller``."""
+
+    instances: int = 2
+    program: Sequence[str] = ("controller",)
+    network: MachineNetwork = field(init=False)
+
+    def _settings(self) -> Mapping[str, Any]:
+        found = read_settings(None)
+        self._machines = machines_of(list(found["regions"]), self.instances)
+        return on_machines(found, self._machines, {"ttl_seconds": TTL_SECONDS})
+
+    def _network(self) -> Network:
+        return MachineNetwork(self.regions, machines=self._machines)
+
+    def _lab(self, topology: Topology) -> Lab:
+        lab = MachineLab(topology, **self._lab_options())
+        lab.network, lab.program = self.network, self.program
+        return lab
+
+
+@dataclass
+class Moments:
+    """Of one failover, boot time; 0: not yet."""
+
+    began: float = field(default_factory=now)
+    ready: float = 0.0
+    cut: float = 0.0
+    gone: float = 0.0
+    taken: float = 0.0
+    served: float = 0.0
+    finished: float = 0.0
+    healed: float = 0.0
+
+    def phases(self, struck: float) -> dict[str, float]:
+        """Seconds of each part of the cycle; see ``tally.PHASES``. A successor may take over before anybody saw the key gone."""
+        gone = min(self.gone or self.taken, self.taken)
+        found = {
+            "ready": self.ready - self.began,
+            "strike": self.cut - struck,
+            "lease": gone - self.cut,
+            "acquire": self.taken - gone,
+            "serve": self.served - self.taken,
+            "heal": self.healed,
+        }
+        if self.finished:
+            found["finish"] = max(0.0, self.finished - self.served)
+        return {name: round(seconds, 3) for name, seconds in found.items()}
+
+
+def _moved(partition: Partition, before: Holder, after: Holder) -> bool:
+    """Whether somebody else holds the lease: another region, where people had to move it."""
+    if partition.kind == BETWEEN:
+        return after.region != before.region
+    return (after.region, after.instance) != (before.region, before.instance)
+
+
+class Player:
+    """Plays partitions on one group."""
+
+    def __init__(
+        self, stage: FailoverStage, name: str, journal: Journal, rng: random.Random, say: Callable[[str], None], keep: Path | None
+    ) -> None:
+        self._stage = stage
+        self._name = name
+        self._journal = journal
+        self._rng = rng
+        self._say = say
+        self._keep = keep
+        self._judge = Judge(stage)
+        self._healed_at = 0.0
+        """Wall time of the last mending."""
+        self.done = 0
+        self.violated = False
+
+    # ------------------------------------------------------------------------------------------------------ one failover
+
+    async def play(self, partition: Partition) -> None:
+        """From the wait for a group that can be struck to the mended cut. Raises GaveUp when nobody took over in time."""
+        stage, moments = self._stage, Moments()
+        before = await self._ready(partition.kind)
+        moments.ready = now()
+        heal_at = self._rng.choice(HEAL_AT)
+        try:
+            await partition.strike(stage, before, self._rng)
+            moments.cut = now()
+            people = asyncio.create_task(self._people(partition, before, moments))
+            try:
+                after = await self._taken(partition, before, moments)
+                if heal_at == "taken":
+                    self._heal(moments)
+                await self._served(after, moments)
+                if heal_at == "served":
+                    self._heal(moments)
+                await people
+            finally:
+                people.cancel()
+                await asyncio.gather(people, return_exceptions=True)
+        finally:
+            self._heal(moments)
+        self._note(partition, before, after, moments)
+
+    async def _ready(self, kind: str) -> Holder:
+        """Waits until agents are acknowledged by the present holder and somebody could take over from it. Raises GaveUp."""
+        until = time.monotonic() + RECOVERY_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(DrError):
+                holder = await self._stage.people.holder()
+                self._stage.last_acks()
+                if holder is not None and holder.epoch in self._stage.first_acks and await self._heirs(holder, kind):
+                    return holder
+            await asyncio.sleep(POLL_SECONDS)
+        raise GaveUp(f"after {RECOVERY_SECONDS:.0f} s nobody was ready to take over {kind}")
+
+    async def _heirs(self, holder: Holder, kind: str) -> list[Member]:
+        """Living instances that may take over: they have said so in etcd since everything was mended."""
+        people = self._stage.people
+        members = [seen.value for seen in await read_all(people.coordinator, people.keys.members, Member)]
+        alive = [member for member in members if member.at > self._healed_at]
+        if kind == INSIDE:
+            return [member for member in alive if member.region == holder.region and member.instance != holder.instance]
+        return [member for member in alive if member.region != holder.region]
+
+    async def _taken(self, partition: Partition, before: Holder, moments: Moments) -> Holder:
+        """Waits for a holder that is another instance, or in another region. Raises GaveUp."""
+        until = time.monotonic() + RECOVERY_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(DrError):
+                holder = await self._stage.people.holder()
+                if holder is None or holder.epoch > before.epoch:
+                    moments.gone = moments.gone or now()
+                if holder is not None and _moved(partition, before, holder):
+                    moments.taken = now()
+                    return holder
+            await asyncio.sleep(POLL_SECONDS)
+        raise GaveUp(f"nobody took over from {before.region}/{before.instance} within {RECOVERY_SECONDS:.0f} s")
+
+    async def _served(self, after: Holder, moments: Moments) -> None:
+        """Waits for the first acknowledgement of its epoch, or of a later one. Raises GaveUp."""
+        until = time.monotonic() + RECOVERY_SECONDS
+        while time.monotonic() < until:
+            self._stage.last_acks()
+            served = [at for epoch, at in self._stage.first_acks.items() if epoch >= after.epoch]
+            if served:
+                moments.served = min(served)
+                return
+            await asyncio.sleep(POLL_SECONDS)
+        raise GaveUp(f"no agent was acknowledged in epoch {after.epoch} within {RECOVERY_SECONDS:.0f} s")
+
+    async def _people(self, partition: Partition, before: Holder, moments: Moments) -> None:
+        """Between regions people plan, sign and give the order as soon as nobody holds the lease. Raises GaveUp."""
+        if partition.kind == INSIDE:
+            return
+        while not moments.gone:
+            await asyncio.sleep(POLL_SECONDS)
+        heirs = sorted({member.region for member in await self._heirs(before, BETWEEN)} or self._others(before.region))
+        target = self._rng.choice(heirs)
+        for _ in range(3):
+            plan = await self._stage.people.order("failover", target)
+            record = await self._stage.people.ended(plan)
+            if record.state.value == "done":
+                moments.finished = now()
+                return
+            self._say(f"  plan {plan} ended {record.state.value}: {record.reason}")
+        raise GaveUp(f"no failover to {target} was done: {record.state.value} {record.reason}")
+
+    def _others(self, region: str) -> set[str]:
+        return set(self._stage.regions) - {region}
+
+    def _heal(self, moments: Moments) -> None:
+        """Everything reaches everybody again, and what was stopped goes on. Once."""
+        if moments.healed:
+            return
+        began = now()
+        self._stage.mend()
+        self._healed_at = time.time()
+        moments.healed = now() - began
+
+    def _note(self, partition: Partition, before: Holder, after: Holder, moments: Moments) -> None:
+        took = moments.served - moments.cut
+        names = [f"{holder.region}/{holder.instance}" for holder in (before, after)]
+        self._journal.note(
+            "failover",
+            group=self._name,
+            kind=partition.kind,
+            partition=partition.name,
+            took=round(took, 3),
+            source=names[0],
+            target=names[1],
+            epoch=after.epoch,
+            phases=moments.phases(moments.ready),
+        )
+        self.done += 1
+        phases = ", ".join(f"{name} {seconds:.1f}" for name, seconds in moments.phases(moments.ready).items())
+        self._say(f"{partition.name}: {names[0]} -> {names[1]}, epoch {after.epoch}, {took:.1f} s ({phases})")
+
+    # ----------------------------------------------------------------------------------------------------------- verdicts
+
+    async def judge(self, *, last: bool = False) -> None:
+        """All checkers on the whole history of this group, when it is whole again. ``last``: and mutants of it."""
+        try:
+            await self._stage.settled(RECOVERY_SECONDS)
+        except (GaveUp, DrError, OSError) as error:
+            self.problem(str(error))
+        began = time.monotonic()
+        found = await asyncio.to_thread(self._judge.judge)
+        record = self._stage.recorded
+        self.violated = self.violated or bool(found)
+        self._journal.note(
+            "verdict",
+            group=self._name,
+            failovers=self.done,
+            violations=found,
+            operations=self._judge.operations,
+            acknowledgements=len(record.acks),
+            transactions=len(record.history.transactions),
+            segments=sum(len(server.objects) for server in record.servers.values()),
+            holes=record._watched.holes,
+            rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            judging_seconds=round(time.monotonic() - began, 2),
+        )
+        self._say(f"judged {self.done} failovers of group {self._name}: {'; '.join(found) or 'ok'}")
+        if self.violated and self._keep is not None:
+            self._stage.keep_records(self._keep / self._name)
+        if last and not self.violated:
+            tried, missed = await asyncio.to_thread(unnoticed, record)
+            self._journal.note("mutants", group=self._name, tried=tried, unnoticed=missed)
+
+    def problem(self, text: str) -> None:
+        """Something did not happen within its time."""
+        self._journal.note("problem", group=self._name, text=text)
+        self._say(f"  {text}")
+        self.violated = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run is asked for."""
+
+    failovers: int
+    partitions: Sequence[Partition] = tuple(PARTITIONS)
+    per_group: int = 100
+    judge_every: int = 25
+    instances: int = 2
+    program: Sequence[str] = ("controller",)
+    keep: Path | None = None
+    stop_at_violation: bool = False
+
+
+async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[str], None]) -> None:
+    """Group after group until as many failovers were made. When it is cancelled, what was done until then is judged first."""
+    rng = random.Random(seed)
+    done = number = 0
+    while done < wanted.failovers:
+        number += 1
+        goal = min(wanted.per_group, wanted.failovers - done)
+        stage = FailoverStage(
+            say, agents=2, pause_seconds=0.6, attempt_seconds=1.0, disks=False, instances=wanted.instances, program=wanted.program
+        )
+        async with stage:
+            name = f"{seed}-{number}"
+            say(f"group {name} is up")
+            player = Player(stage, name, journal, rng, say, wanted.keep)
+            try:
+                await _play_group(player, wanted, goal, rng)
+            except (GaveUp, DrError, OSError) as error:
+                player.problem(str(error))
+            except asyncio.CancelledError:
+                stage.mend()
+                task = asyncio.current_task()
+                if task is not None and player.done:
+                    task.uncancel()  # once: the verdict on what was done is part of the report
+                    await player.judge(last=True)
+                raise
+            await player.judge(last=True)
+            done += player.done
+            if player.violated and wanted.stop_at_violation:
+                return
+
+
+async def _play_group(player: Player, wanted: Wanted, goal: int, rng: random.Random) -> None:
+    queue: list[Partition] = []
+    judged = 0
+    while player.done < goal:
+        if not queue:
+            queue = rng.sample(list(wanted.partitions), len(wanted.partitions))
+        await player.play(queue.pop())
+        if player.done - judged >= wanted.judge_every and player.done < goal:
+            judged = player.done
+            await player.judge()
+            if player.violated and wanted.stop_at_violation:
+                return
