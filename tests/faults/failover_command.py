@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.faults import network
@@ -26,13 +26,13 @@ from tests.faults.unguarded import GUARDS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of this mode."""
     many = parser.add_argument_group("very many failovers")
-    many.add_argument("--failovers", type=int, default=0, help="make so many partition failovers; --only takes partitions' names")
+    many.add_argument("--failovers", type=int, default=0, help="make so many; --only: partitions' names")
     many.add_argument("--groups", type=int, default=1, help="so many groups side by side, each with namespaces of its own")
     many.add_argument("--per-group", type=int, default=100, help="a group ends after so many, and a new one begins")
     many.add_argument("--judge-every", type=int, default=25, help="failovers between two verdicts on a group's whole history")
-    many.add_argument("--journal", type=Path, default=None, help="file that gets a line after each failover (with --groups: folder)")
+    many.add_argument("--journal", type=Path, default=None, help="a line after each failover; --groups: a folder")
     many.add_argument("--merge", type=Path, nargs="+", default=[], help="only print the table of these journals")
-    many.add_argument("--control", choices=sorted(GUARDS), default=None, help="run controllers that lack this guard: it must show")
+    many.add_argument("--control", choices=sorted(GUARDS), default=None, help="controllers lack this guard: it must show")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> int:
         stop_at_violation=bool(options.control),
     )
     whole = False
-    with _journal(options.journal, str(seed)) as journal:
+    with _journal(options.journal or Path(os.devnull), str(seed)) as journal:
 
         def say(text: str) -> None:
             print(f"{journal.seconds:6.0f} s  {seed}: {text}", file=sys.stderr, flush=True)
@@ -74,17 +74,13 @@ def main(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _journal(path: Path | None, run: str):  # type: ignore[no-untyped-def]
-    if path is None:
-        with open(os.devnull, "w") as file:
-            yield Journal(file, run)
-        return
+def _journal(path: Path, run: str) -> Iterator[Journal]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         yield Journal(file, run)
 
 
-async def _run(wanted: Wanted, journal: Journal, seed: int, say) -> None:  # type: ignore[no-untyped-def]
+async def _run(wanted: Wanted, journal: Journal, seed: int, say: Callable[[str], None]) -> None:
     """Until it is done; SIGTERM ends it as Ctrl-C does: once politely."""
     task = asyncio.current_task()
     assert task is not None
@@ -128,7 +124,7 @@ def _report(tally: Tally, options: argparse.Namespace, *, whole: bool) -> int:
         print("ended early; everything that was started is gone", file=sys.stderr)
         return 130
     if options.control:
-        noticed = any(text.startswith("one-active") for text in tally.violations)
-        print(f"control without {options.control}: two believers were {'noticed' if noticed else 'NOT noticed'}", file=sys.stderr)
-        return 0 if noticed else 1
+        found = any(text.startswith("one-active") for text in tally.violations)
+        print(f"control without {options.control}: two believers were {'' if found else 'NOT '}noticed", file=sys.stderr)
+        return 0 if found else 1
     return 0 if tally.good else 1

@@ -1,4 +1,4 @@
-"""Very many real partition failovers, one after the other, as fast as the protocol allows: ``make faults ARGS="--failovers 1000"``.
+"""Very many real partition failovers, as fast as the protocol allows: ``make faults ARGS="--failovers 1000"``.
 
 A failover counts when a holder was cut off, somebody else took over, and an agent was acknowledged in the new epoch. The next
 partition hits the new holder as soon as there is somebody who could take over from it. A group lives for ``per_group`` of
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import resource
 import time
@@ -35,8 +36,14 @@ from tests.faults.tally import Journal
 from tests.faults.worker import now
 
 TTL_SECONDS = 3
-"""The smallest that the lab's other settings allow: 3 calls of 0.5 s, or 2 ticks of 0.5 s, and a margin of 1 s have to fit in."""
+"""The smallest that the lab's other settings allow: 3 calls of 0.5 s, and a margin of 1 s, have to fit in."""
+AWS = {"call_timeout_seconds": 1.0, "connect_timeout_seconds": 0.5}
+"""A promotion asks the lost region's store three times, and each time waits so long for an answer."""
+FOLLOW_SECONDS = 0.5
+"""Of standbys; a promotion reads what is missing by itself."""
 POLL_SECONDS = 0.05
+OFTEN = {INSIDE: 2, BETWEEN: 1}
+"""In one round through the list: people take twice as long."""
 HEAL_AT = ("taken", "served")
 """When a cut is mended: as soon as there is a new holder, which then opens its epoch; or once it serves."""
 
@@ -52,7 +59,10 @@ class FailoverStage(Stage):
     def _settings(self) -> Mapping[str, Any]:
         found = read_settings(None)
         self._machines = machines_of(list(found["regions"]), self.instances)
-        return on_machines(found, self._machines, {"ttl_seconds": TTL_SECONDS})
+        document = on_machines(found, self._machines, {"ttl_seconds": TTL_SECONDS})
+        document["stream"]["follow_seconds"] = FOLLOW_SECONDS
+        document["aws"].update(AWS)
+        return document
 
     def _network(self) -> Network:
         return MachineNetwork(self.regions, machines=self._machines)
@@ -77,7 +87,7 @@ class Moments:
     healed: float = 0.0
 
     def phases(self, struck: float) -> dict[str, float]:
-        """Seconds of each part of the cycle; see ``tally.PHASES``. A successor may take over before anybody saw the key gone."""
+        """Seconds of each part of the cycle; see ``tally.PHASES``. Nobody has to see the key gone before there is a new one."""
         gone = min(self.gone or self.taken, self.taken)
         found = {
             "ready": self.ready - self.began,
@@ -103,7 +113,13 @@ class Player:
     """Plays partitions on one group."""
 
     def __init__(
-        self, stage: FailoverStage, name: str, journal: Journal, rng: random.Random, say: Callable[[str], None], keep: Path | None
+        self,
+        stage: FailoverStage,
+        name: str,
+        journal: Journal,
+        rng: random.Random,
+        say: Callable[[str], None],
+        keep: Path | None = None,
     ) -> None:
         self._stage = stage
         self._name = name
@@ -195,7 +211,7 @@ class Player:
         """Between regions people plan, sign and give the order as soon as nobody holds the lease. Raises GaveUp."""
         if partition.kind == INSIDE:
             return
-        while not moments.gone:
+        while not moments.gone:  # noqa: ASYNC110 - no event: whoever looks sees it
             await asyncio.sleep(POLL_SECONDS)
         heirs = sorted({member.region for member in await self._heirs(before, BETWEEN)} or self._others(before.region))
         target = self._rng.choice(heirs)
@@ -246,7 +262,7 @@ class Player:
             await self._stage.settled(RECOVERY_SECONDS)
         except (GaveUp, DrError, OSError) as error:
             self.problem(str(error))
-        began = time.monotonic()
+        began, used = time.monotonic(), time.process_time()
         found = await asyncio.to_thread(self._judge.judge)
         record = self._stage.recorded
         self.violated = self.violated or bool(found)
@@ -261,7 +277,8 @@ class Player:
             segments=sum(len(server.objects) for server in record.servers.values()),
             holes=record._watched.holes,
             rss_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-            judging_seconds=round(time.monotonic() - began, 2),
+            judging_seconds=[round(time.monotonic() - began, 2), round(time.process_time() - used, 2)],
+            cpu_seconds=self._cpu_seconds(),
         )
         self._say(f"judged {self.done} failovers of group {self._name}: {'; '.join(found) or 'ok'}")
         if self.violated and self._keep is not None:
@@ -269,6 +286,15 @@ class Player:
         if last and not self.violated:
             tried, missed = await asyncio.to_thread(unnoticed, record)
             self._journal.note("mutants", group=self._name, tried=tried, unnoticed=missed)
+
+    def _cpu_seconds(self) -> dict[str, float]:
+        """What living processes have used since they began, by kind."""
+        used: dict[str, float] = {}
+        for process in self._stage.lab.processes():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                used[process.kind] = used.get(process.kind, 0.0) + sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+        return {kind: round(seconds, 1) for kind, seconds in used.items()}
 
     def problem(self, text: str) -> None:
         """Something did not happen within its time."""
@@ -299,7 +325,13 @@ async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[
         number += 1
         goal = min(wanted.per_group, wanted.failovers - done)
         stage = FailoverStage(
-            say, agents=2, pause_seconds=0.6, attempt_seconds=1.0, disks=False, instances=wanted.instances, program=wanted.program
+            say,
+            pause_seconds=0.7,
+            attempt_seconds=1.0,
+            register_pause_seconds=0.5,
+            disks=False,
+            instances=wanted.instances,
+            program=wanted.program,
         )
         async with stage:
             name = f"{seed}-{number}"
@@ -327,7 +359,8 @@ async def _play_group(player: Player, wanted: Wanted, goal: int, rng: random.Ran
     judged = 0
     while player.done < goal:
         if not queue:
-            queue = rng.sample(list(wanted.partitions), len(wanted.partitions))
+            queue = [one for one in wanted.partitions for _ in range(OFTEN[one.kind])]
+            rng.shuffle(queue)
         await player.play(queue.pop())
         if player.done - judged >= wanted.judge_every and player.done < goal:
             judged = player.done

@@ -166,4 +166,3 @@ class MachineLab(Lab):
         prefix = self.network.prefix(machine(place.region, place.instance))
         argv = (*prefix, sys.executable, "-m", *self.program, "serve", "--config", str(place.config))
         self._process().start(Spec(place.name, "controller", place.region, argv, LAB_ENVIRONMENT))
-

@@ -16,6 +16,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,10 +255,14 @@ class Recorded:
         names = [region.name for region in self.topology.regions]
         for name in names:
             self._collect_heads(name)
-        for name, head in [(name, self._head(name)) for name in names]:  # all of one moment
-            self.servers[name].heads[STREAM] = head
-        for name in names:  # what the heads point to is there by now
-            self._collect_objects(name)
+        for name in names:  # a client takes seconds to make on a busy machine, and stores go on meanwhile
+            self._service(name, "dynamodb")
+            self._service(name, "s3")
+        with ThreadPoolExecutor(len(names)) as pool:
+            for name, head in zip(names, list(pool.map(self._head, names)), strict=True):  # all of one moment
+                self.servers[name].heads[STREAM] = head
+            for name, found in zip(names, list(pool.map(self._objects, names)), strict=True):  # what heads point to is there
+                self._collect_objects(name, *found)
         self._collect_zone()
         self.observed += lines
         acks = sorted((line for line in lines if line["what"] == "ack"), key=lambda line: line["at"])
@@ -308,8 +313,9 @@ class Recorded:
         key = head_key(self.topology.group, STREAM)
         return head_from_item(STREAM, dynamodb.get_item(TableName=settings["table"], Key=key, ConsistentRead=True).get("Item"))
 
-    def _collect_objects(self, name: str) -> None:
-        server = self.servers[name]
+    def _objects(self, name: str) -> tuple[dict[SegmentRef, set[str]], dict[SegmentRef, bytes]]:
+        """(the ETags of all versions of every segment object, the bytes of those that are new). Changes nothing here."""
+        server, new = self.servers[name], dict[SegmentRef, bytes]()
         s3, settings, place = self._service(name, "s3")
         folder = f"{self.topology.document['stream'].get('prefix', 'dr')}/{self.topology.group}/{STREAM}/"
         connection = http.client.HTTPConnection(place.host, place.port, timeout=30)
@@ -321,13 +327,17 @@ class Recorded:
                 if ref is None:
                     continue
                 versions[ref].add(version["ETag"])
-                if ref not in server.objects:
+                if ref not in server.objects and ref not in new:
                     connection.request("GET", f"/{settings['bucket']}/{version['Key']}")
-                    data = connection.getresponse().read()
-                    server.put(ref, data)
-                    digest = hashlib.sha256(data).hexdigest()
-                    self.history.puts.append(ObjectPut(self.history.next(), time.time(), name, ref, digest))
+                    new[ref] = connection.getresponse().read()
         connection.close()
+        return versions, new
+
+    def _collect_objects(self, name: str, versions: Mapping[SegmentRef, set[str]], new: Mapping[SegmentRef, bytes]) -> None:
+        for ref, data in new.items():
+            self.servers[name].put(ref, data)
+            digest = hashlib.sha256(data).hexdigest()
+            self.history.puts.append(ObjectPut(self.history.next(), time.time(), name, ref, digest))
         for ref, tags in versions.items():
             if len(tags) > 1:  # two contents have lain under this key
                 self.history.puts.append(ObjectPut(self.history.next(), time.time(), name, ref, "another version"))

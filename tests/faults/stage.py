@@ -52,6 +52,8 @@ class Stage:
     pause_seconds: float = 0.8
     attempt_seconds: float = 3.0
     """How long an agent waits for one answer."""
+    register_pause_seconds: float = 0.25
+    """Between two operations on a register."""
     disks: bool = True
     worker_lives: dict[str, int] = field(default_factory=dict)
 
@@ -177,7 +179,7 @@ class Stage:
             *("--etcd", ",".join(sorted(etcd, key=lambda url: url != mine))),
             *("--dns", dns, "--dns-name", self.lab.topology.dns_name),
             *("--agents", str(0 if place == WORLD else self.agents), "--pause-seconds", str(self.pause_seconds)),
-            *("--attempt-seconds", str(self.attempt_seconds)),
+            *("--attempt-seconds", str(self.attempt_seconds), "--register-pause-seconds", str(self.register_pause_seconds)),
             *("--record", str(self.records / f"worker-{place}.jsonl")),
         )
 

@@ -1,7 +1,7 @@
 """What a run of many failovers writes down after each of them, and the table that is made of it, at any time, by anybody.
 
-One JSON object a line. ``failover``: somebody else took over and an agent was acknowledged by it. ``verdict``: what the checkers
-said of the whole history of one group so far; the last one of a group counts. ``mutants``: the checkers' own test on it.
+One JSON object a line. ``failover``: somebody else took over and an agent was acknowledged by it. ``verdict``: what the
+checkers said of the whole history of one group so far; the last one of a group counts. ``mutants``: their own test on it.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ class Worker:
         self._record = record
         self._pause: float = options.pause_seconds
         self._attempt: float = options.attempt_seconds
+        self._register_pause: float = options.register_pause_seconds
         self._controllers = options.controllers.split(",")
         self._watch = [url for url in options.watch.split(",") if url]
         self._etcd = [url for url in options.etcd.split(",") if url]
@@ -162,7 +163,7 @@ class Worker:
                 mine += 1
                 key = f"/dr-faults/register/{number}/{int(time.time() // REGISTER_SECONDS)}"
                 await self.operate(client, key, f"{self._name}-{self._life}-{number}-{mine}")
-                await asyncio.sleep(random.uniform(0.1, 0.4))
+                await asyncio.sleep(self._register_pause * random.uniform(0.4, 1.6))
         finally:
             await client.close()
 
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=2)
     parser.add_argument("--pause-seconds", type=float, default=0.8)
     parser.add_argument("--attempt-seconds", type=float, default=3.0, help="how long an agent waits for one answer")
+    parser.add_argument("--register-pause-seconds", type=float, default=0.25)
     parser.add_argument("--record", type=Path, required=True)
     options = parser.parse_args()
     with options.record.open("a") as record:
