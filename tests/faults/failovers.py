@@ -42,6 +42,10 @@ AWS = {"call_timeout_seconds": 1.0, "connect_timeout_seconds": 0.5}
 FOLLOW_SECONDS = 0.5
 """Of standbys; a promotion reads what is missing by itself."""
 POLL_SECONDS = 0.05
+START_SECONDS = 240.0
+"""Of a group, when several of them start on a busy machine."""
+MOST_FAILED_STARTS = 3
+"""One after the other; then the run ends."""
 OFTEN = {INSIDE: 2, BETWEEN: 1}
 """In one round through the list: people take twice as long."""
 HEAL_AT = ("taken", "served")
@@ -102,6 +106,20 @@ class Moments:
         return {name: round(seconds, 3) for name, seconds in found.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run is asked for."""
+
+    failovers: int
+    partitions: Sequence[Partition] = tuple(PARTITIONS)
+    per_group: int = 100
+    judge_every: int = 25
+    instances: int = 2
+    program: Sequence[str] = ("controller",)
+    keep: Path | None = None
+    stop_at_violation: bool = False
+
+
 def _moved(partition: Partition, before: Holder, after: Holder) -> bool:
     """Whether somebody else holds the lease: another region, where people had to move it."""
     if partition.kind == BETWEEN:
@@ -122,16 +140,41 @@ class Player:
         keep: Path | None = None,
     ) -> None:
         self._stage = stage
-        self._name = name
+        self.name = name
         self._journal = journal
         self._rng = rng
         self._say = say
         self._keep = keep
-        self._judge = Judge(stage)
+        self._judge: Judge | None = None
         self._healed_at = 0.0
         """Wall time of the last mending."""
         self.done = 0
         self.violated = False
+
+    async def play_all(self, wanted: Wanted, goal: int) -> None:
+        """So many failovers, and the verdict. When it is cancelled, the verdict on what was done until then."""
+        queue: list[Partition] = []
+        judged = 0
+        try:
+            while self.done < goal and not (self.violated and wanted.stop_at_violation):
+                if not queue:
+                    queue = [one for one in wanted.partitions for _ in range(OFTEN[one.kind])]
+                    self._rng.shuffle(queue)
+                await self.play(queue.pop())
+                if self.done - judged >= wanted.judge_every and self.done < goal:
+                    judged = self.done
+                    await self.judge()
+        except (GaveUp, DrError, OSError) as error:
+            self.problem(str(error))
+            self._stage.mend()
+        except asyncio.CancelledError:
+            self._stage.mend()
+            task = asyncio.current_task()
+            if task is not None and self.done:
+                task.uncancel()  # once: the verdict on what was done is part of the report
+                await self.judge(last=True)
+            raise
+        await self.judge(last=True)
 
     # ------------------------------------------------------------------------------------------------------ one failover
 
@@ -241,7 +284,7 @@ class Player:
         names = [f"{holder.region}/{holder.instance}" for holder in (before, after)]
         self._journal.note(
             "failover",
-            group=self._name,
+            group=self.name,
             kind=partition.kind,
             partition=partition.name,
             took=round(took, 3),
@@ -263,15 +306,16 @@ class Player:
         except (GaveUp, DrError, OSError) as error:
             self.problem(str(error))
         began, used = time.monotonic(), time.process_time()
-        found = await asyncio.to_thread(self._judge.judge)
+        judge = self._judge = self._judge or Judge(self._stage)
+        found = await asyncio.to_thread(judge.judge)
         record = self._stage.recorded
         self.violated = self.violated or bool(found)
         self._journal.note(
             "verdict",
-            group=self._name,
+            group=self.name,
             failovers=self.done,
             violations=found,
-            operations=self._judge.operations,
+            operations=judge.operations,
             acknowledgements=len(record.acks),
             transactions=len(record.history.transactions),
             segments=sum(len(server.objects) for server in record.servers.values()),
@@ -280,12 +324,12 @@ class Player:
             judging_seconds=[round(time.monotonic() - began, 2), round(time.process_time() - used, 2)],
             cpu_seconds=self._cpu_seconds(),
         )
-        self._say(f"judged {self.done} failovers of group {self._name}: {'; '.join(found) or 'ok'}")
+        self._say(f"judged {self.done} failovers of group {self.name}: {'; '.join(found) or 'ok'}")
         if self.violated and self._keep is not None:
-            self._stage.keep_records(self._keep / self._name)
+            self._stage.keep_records(self._keep / self.name)
         if last and not self.violated:
             tried, missed = await asyncio.to_thread(unnoticed, record)
-            self._journal.note("mutants", group=self._name, tried=tried, unnoticed=missed)
+            self._journal.note("mutants", group=self.name, tried=tried, unnoticed=missed)
 
     def _cpu_seconds(self) -> dict[str, float]:
         """What living processes have used since they began, by kind."""
@@ -298,72 +342,37 @@ class Player:
 
     def problem(self, text: str) -> None:
         """Something did not happen within its time."""
-        self._journal.note("problem", group=self._name, text=text)
+        self._journal.note("problem", group=self.name, text=text)
         self._say(f"  {text}")
         self.violated = True
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a run is asked for."""
-
-    failovers: int
-    partitions: Sequence[Partition] = tuple(PARTITIONS)
-    per_group: int = 100
-    judge_every: int = 25
-    instances: int = 2
-    program: Sequence[str] = ("controller",)
-    keep: Path | None = None
-    stop_at_violation: bool = False
-
-
 async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[str], None]) -> None:
-    """Group after group until as many failovers were made. When it is cancelled, what was done until then is judged first."""
+    """Group after group until as many failovers were made. When it is cancelled, what was done until then is judged first.
+
+    Whatever goes wrong with a group is written down as a problem, which fails the run, and the next group begins."""
     rng = random.Random(seed)
-    done = number = 0
-    while done < wanted.failovers:
+    done = number = failed = 0
+    while done < wanted.failovers and failed < MOST_FAILED_STARTS:
         number += 1
-        goal = min(wanted.per_group, wanted.failovers - done)
         stage = FailoverStage(
             say,
             pause_seconds=0.7,
             attempt_seconds=1.0,
             register_pause_seconds=0.5,
+            start_seconds=START_SECONDS,
             disks=False,
             instances=wanted.instances,
             program=wanted.program,
         )
-        async with stage:
-            name = f"{seed}-{number}"
-            say(f"group {name} is up")
-            player = Player(stage, name, journal, rng, say, wanted.keep)
-            try:
-                await _play_group(player, wanted, goal, rng)
-            except (GaveUp, DrError, OSError) as error:
-                player.problem(str(error))
-            except asyncio.CancelledError:
-                stage.mend()
-                task = asyncio.current_task()
-                if task is not None and player.done:
-                    task.uncancel()  # once: the verdict on what was done is part of the report
-                    await player.judge(last=True)
-                raise
-            await player.judge(last=True)
-            done += player.done
-            if player.violated and wanted.stop_at_violation:
-                return
-
-
-async def _play_group(player: Player, wanted: Wanted, goal: int, rng: random.Random) -> None:
-    queue: list[Partition] = []
-    judged = 0
-    while player.done < goal:
-        if not queue:
-            queue = [one for one in wanted.partitions for _ in range(OFTEN[one.kind])]
-            rng.shuffle(queue)
-        await player.play(queue.pop())
-        if player.done - judged >= wanted.judge_every and player.done < goal:
-            judged = player.done
-            await player.judge()
-            if player.violated and wanted.stop_at_violation:
-                return
+        player = Player(stage, f"{seed}-{number}", journal, rng, say, wanted.keep)
+        try:
+            async with stage:
+                say(f"group {player.name} is up")
+                await player.play_all(wanted, min(wanted.per_group, wanted.failovers - done))
+        except Exception as error:  # noqa: BLE001 - hours of other groups' results must not go with it
+            player.problem(f"{type(error).__name__}: {error}")
+        done += player.done
+        failed = 0 if player.done else failed + 1
+        if player.violated and wanted.stop_at_violation:
+            return

@@ -372,13 +372,13 @@ class Recorded:
     def _claims_beside_rights(self) -> list[str]:
         """An instance said "I may act" at some moment of a span throughout which an agent had a right from another one."""
         found, spans = [], _rights(self.observed)
+        starts = {epoch: [start for start, _ in rights] for epoch, rights in spans.items()}
         for claim in (line for line in self.observed if line["what"] == "active"):
             for epoch, rights in spans.items():
                 owner = self.owners.get(epoch)
                 if owner is None or owner[:2] == (claim["region"], claim["instance"]):
                     continue
-                starts = [start for start, _ in rights]
-                n = bisect_right(starts, claim["sent"]) - 1
+                n = bisect_right(starts[epoch], claim["sent"]) - 1
                 if n >= 0 and claim["at"] < rights[n][1]:
                     found.append(
                         f"{claim['at']:.3f}: {claim['region']}/{claim['instance']} said that it may act; an agent had a right "

@@ -54,6 +54,8 @@ class Stage:
     """How long an agent waits for one answer."""
     register_pause_seconds: float = 0.25
     """Between two operations on a register."""
+    start_seconds: float = 90.0
+    """Until agents are acknowledged for the first time, once everything runs."""
     disks: bool = True
     worker_lives: dict[str, int] = field(default_factory=dict)
 
@@ -100,7 +102,7 @@ class Stage:
         self.recorded = Recorded(self.lab.topology, self.records, SHIFT, history)
         for place in self.network.places:
             self.start_worker(place)
-        await self.settled(90.0)
+        await self.settled(self.start_seconds)
 
     def _settings(self) -> Mapping[str, Any]:
         return read_settings(None)
