@@ -65,7 +65,7 @@ simulate: setup ## random faults on whole groups, all promises checked (SEEDS=N,
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED),$(if $(SEEDS),--seeds $(SEEDS))) $(if $(FAILOVERS),--failovers $(FAILOVERS)) \
 	    $(if $(MARATHON),--marathon) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
 
-faults: setup ## real partitions, kills, full and frozen disks on a real group; needs root (ARGS="--list", "--minutes 20", "--only kill")
+faults: setup ## real partitions, kills, full and frozen disks on a real group; needs root (ARGS="--list", "--only kill", "--failovers 1000 --groups 2")
 	$(BIN)/python -m tests.faults $(ARGS)
 
 soak: setup ## random faults on one group at work: memory and descriptors stay flat, checkers quiet; needs root (MINUTES=N)
