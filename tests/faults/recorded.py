@@ -15,7 +15,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ etcdrpc.install()
 STREAM = "s00"
 SKIPPED = ("members/", "reports/")
 """Keys that say what controllers see, not what was decided; they change every second."""
+READERS = 4
+"""Connections on which a store's objects are read."""
 SLACK_SECONDS = 1.0
 """Between a wall clock that was read and an event; only used where it makes a checker milder."""
 
@@ -315,23 +317,33 @@ class Recorded:
 
     def _objects(self, name: str) -> tuple[dict[SegmentRef, set[str]], dict[SegmentRef, bytes]]:
         """(the ETags of all versions of every segment object, the bytes of those that are new). Changes nothing here."""
-        server, new = self.servers[name], dict[SegmentRef, bytes]()
         s3, settings, place = self._service(name, "s3")
         folder = f"{self.topology.document['stream'].get('prefix', 'dr')}/{self.topology.group}/{STREAM}/"
-        connection = http.client.HTTPConnection(place.host, place.port, timeout=30)
         pages = s3.get_paginator("list_object_versions").paginate(Bucket=settings["bucket"], Prefix=folder)
         versions: dict[SegmentRef, set[str]] = defaultdict(set)
+        paths: dict[SegmentRef, str] = {}
         for page in pages:
             for version in page.get("Versions", ()):
                 ref = _parse(STREAM, version["Key"].removeprefix(folder))
                 if ref is None:
                     continue
                 versions[ref].add(version["ETag"])
-                if ref not in server.objects and ref not in new:
-                    connection.request("GET", f"/{settings['bucket']}/{version['Key']}")
-                    new[ref] = connection.getresponse().read()
-        connection.close()
-        return versions, new
+                if ref not in self.servers[name].objects:
+                    paths[ref] = f"/{settings['bucket']}/{version['Key']}"
+
+        def read(refs: Sequence[SegmentRef]) -> dict[SegmentRef, bytes]:
+            connection = http.client.HTTPConnection(place.host, place.port, timeout=60)
+            found = {}
+            for ref in refs:
+                connection.request("GET", paths[ref])
+                found[ref] = connection.getresponse().read()
+            connection.close()
+            return found
+
+        missing = list(paths)
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = pool.map(read, [missing[n::READERS] for n in range(READERS)])
+            return versions, {ref: data for part in parts for ref, data in part.items()}
 
     def _collect_objects(self, name: str, versions: Mapping[SegmentRef, set[str]], new: Mapping[SegmentRef, bytes]) -> None:
         for ref, data in new.items():
