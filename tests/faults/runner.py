@@ -83,12 +83,12 @@ class Judge:
 
     def _linearizable(self) -> None:
         histories = seen.registers(self._stage.recorded.observed)
-        self.operations = sum(map(len, histories.values()))
         still_open = seen.still_open(self._stage.recorded.observed, histories)
         for key, history in histories.items():
             if key in still_open or self._judged.get(key) == len(history):
                 continue
             self._judged[key] = len(history)
+            self.operations = sum(self._judged.values())
             if not linearizable(history):
                 raise Violation("linearizable", f"no order of the {len(history)} operations on {key} explains their answers")
 
