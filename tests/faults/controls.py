@@ -194,7 +194,20 @@ def _(record: Recorded) -> bool:
     record.ends = dict(record.ends)
     claim = next(line for line in reversed(record.observed) if line["what"] == "active")
     mine = [epoch for epoch, owner in record.owners.items() if owner[:2] == (claim["region"], claim["instance"])]
-    record.ends[max(mine)] = claim["sent"] - 0.1
+    record.ends[max(mine)] = claim["sent"] - 0.1 - record.lent_seconds
+    return True
+
+
+@mutant("an instance says that it may act after another one of a newer epoch did", "one-active")
+def _(record: Recorded) -> bool:
+    claim = next(line for line in reversed(record.observed) if line["what"] == "active")
+    newest = max(record.owners)
+    region, instance, acquired_at = record.owners[newest]
+    if (region, instance) != (claim["region"], claim["instance"]):
+        return False
+    record.owners = {**record.owners, newest - 1: ("nowhere", "z", acquired_at - 60.0)}
+    record.observed.append({**claim, "region": "nowhere", "instance": "z", "sent": claim["at"] + 0.1, "at": claim["at"] + 0.2})
+    record.ends = {epoch: end for epoch, end in record.ends.items() if epoch != newest - 1}
     return True
 
 

@@ -47,6 +47,8 @@ class Fault:
     """Needs a file system that can be frozen."""
     trustworthy: bool = False
     """Needs an etcd that production could use: older ones break the promise, see the page."""
+    wakes_etcd: bool = False
+    """A member of etcd sleeps and wakes up: it may then take away leases that were renewed elsewhere, see the page."""
 
 
 FAULTS: list[Fault] = []
@@ -178,7 +180,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
     return Struck()
 
 
-@fault("stop-region", "SIGSTOP to all of the active region; people move the group; then all of it wakes up")
+@fault("stop-region", "SIGSTOP to all of the active region; people move the group; then all of it wakes up", wakes_etcd=True)
 async def _(stage: Stage, rng: random.Random) -> Struck:
     home, _ = await _others(stage)
     stage.lab.signal(signal.SIGSTOP, region=home)
@@ -192,7 +194,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
     return Struck()
 
 
-@fault("stop-etcd-leader", "SIGSTOP to etcd's leader")
+@fault("stop-etcd-leader", "SIGSTOP to etcd's leader", wakes_etcd=True)
 async def _(stage: Stage, rng: random.Random) -> Struck:
     stage.lab.signal(signal.SIGSTOP, region=stage.etcd_leader(), kinds=("etcd",))
     return Struck()
@@ -311,7 +313,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 # ------------------------------------------------------------------------------------------------------------------- etcd
 
 
-@fault("etcd-disk-frozen", "the disk of etcd's leader hangs (fsfreeze)", disks=True, trustworthy=True)
+@fault("etcd-disk-frozen", "the disk of etcd's leader hangs (fsfreeze)", disks=True, trustworthy=True, wakes_etcd=True)
 async def _(stage: Stage, rng: random.Random) -> Struck:
     stage.freeze_disk(stage.etcd_leader(), HOLD_SECONDS + 1)
     return Struck(undo=_thawed)

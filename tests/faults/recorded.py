@@ -8,6 +8,7 @@ Nothing is asked of the controllers.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import http.client
 import json
 import math
@@ -15,7 +16,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from controller.lab.aws import _client
 from controller.lab.topology import Endpoint, Topology
 from controller.ports import Item
 from controller.runtime.documents import Keys, decode
+from controller.settings.model import EtcdSettings
 from tests.faults.linear import Operation
 from tests.faults.worker import REGISTER_SECONDS, body_of, now
 from tests.simulation.checkers import Violation
@@ -234,6 +236,9 @@ class Recorded:
         """What workers wrote down, as it is."""
         self.ends: dict[int, float] = {}
         """Boot time by which an epoch's holder key was certainly gone or another's."""
+        self.paused: list[tuple[float, float]] = []
+        """Spans of boot time in which a member of etcd may have slept through an election and woken up."""
+        self.lent_seconds = _lent_seconds(topology.document)
         self.owners: dict[int, tuple[str, str, float]] = {}
         """Epoch -> (region, instance, wall time at which it says that it acquired)."""
         self._records = records
@@ -355,7 +360,7 @@ class Recorded:
                 self.history.puts.append(ObjectPut(self.history.next(), time.time(), name, ref, "another version"))
 
     def _acknowledged(self, line: Mapping[str, Any]) -> None:
-        epoch, end = line["epoch"], self.ends.get(line["epoch"], math.inf)
+        epoch, end = line["epoch"], self._right_ended(line["epoch"])
         self.history.acks.append(
             AckSeen(
                 self.history.next(),
@@ -379,7 +384,7 @@ class Recorded:
     @property
     def beliefs(self) -> list[str]:
         """Moments at which two instances certainly believed that they may act."""
-        return [*_overlapping_rights(self.observed), *self._claims_beside_rights(), *self._claims_after_the_end()]
+        return [*_overlapping_rights(self.observed), *self._claims_beside_rights(), *self._claims_too_late()]
 
     def _claims_beside_rights(self) -> list[str]:
         """An instance said "I may act" at some moment of a span throughout which an agent had a right from another one."""
@@ -398,19 +403,58 @@ class Recorded:
                     )
         return found
 
-    def _claims_after_the_end(self) -> list[str]:
-        """An instance said "I may act" although its newest epoch's key had gone before the question was asked."""
-        found, boot_to_wall = [], time.time() - now()
-        for claim in (line for line in self.observed if line["what"] == "active"):
-            who = (claim["region"], claim["instance"])
+    def _claims_too_late(self) -> list[str]:
+        owners, boot_to_wall = self.owners.items(), time.time() - now()
+        claims = []
+        for line in (line for line in self.observed if line["what"] == "active"):
             mine = [
                 epoch
-                for epoch, (region, instance, acquired_at) in self.owners.items()
-                if (region, instance) == who and acquired_at <= claim["at"] + boot_to_wall + SLACK_SECONDS
+                for epoch, (region, instance, acquired_at) in owners
+                if (region, instance) == (line["region"], line["instance"])
+                and acquired_at <= line["at"] + boot_to_wall + SLACK_SECONDS
             ]
-            if mine and self.ends.get(max(mine), math.inf) < claim["sent"]:
-                found.append(f"{claim['at']:.3f}: {'/'.join(who)} said that it may act; epoch {max(mine)} had ended")
-        return found
+            if mine:
+                claims.append(Claim(line["sent"], line["at"], max(mine), f"{line['region']}/{line['instance']}"))
+        return claims_too_late(claims, self._right_ended)
+
+    def _right_ended(self, epoch: int) -> float:
+        """Boot time by which the right to act of an epoch was certainly over.
+
+        A key that vanishes by itself has outlived the right. etcd's leader that slept and wakes up takes leases away that were
+        renewed meanwhile: then the right runs on, at most for what may have been lent, and the successor waits for that."""
+        end = self.ends.get(epoch, math.inf)
+        early = any(begin <= end <= until for begin, until in self.paused)
+        return end + self.lent_seconds if early else end
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An instance that was asked at ``sent`` said at ``at`` that it may act, in its newest epoch then."""
+
+    sent: float
+    at: float
+    epoch: int
+    who: str
+
+
+def claims_too_late(claims: Iterable[Claim], right_ended: Callable[[int], float]) -> list[str]:
+    """An instance said "I may act" although its right had ended, or a newer epoch had acted, before it was asked."""
+    found, newest, heard = [], 0, list[tuple[float, int]]()
+    for claim in sorted(claims, key=lambda claim: claim.sent):
+        while heard and heard[0][0] < claim.sent:
+            newest = max(newest, heapq.heappop(heard)[1])
+        heapq.heappush(heard, (claim.at, claim.epoch))
+        if right_ended(claim.epoch) < claim.sent:
+            found.append(f"{claim.at:.3f}: {claim.who} said that it may act; epoch {claim.epoch} had ended")
+        elif claim.epoch < newest:
+            found.append(f"{claim.at:.3f}: {claim.who} said that it may act in epoch {claim.epoch}; so had epoch {newest}")
+    return found
+
+
+def _lent_seconds(document: Mapping[str, Any]) -> float:
+    etcd = EtcdSettings.model_fields
+    ttl, margin = (document["etcd"].get(name, etcd[name].default) for name in ("ttl_seconds", "margin_seconds"))
+    return float(ttl - margin)
 
 
 def _rights(observed: list[dict[str, Any]]) -> dict[int, list[tuple[float, float]]]:

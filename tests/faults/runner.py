@@ -155,6 +155,8 @@ class Runner:
         except (GaveUp, DrError, OSError) as error:
             problem = f"while it lasted: {error}"
         usable, recovery = await self._heal(struck)
+        if fault.wakes_etcd:
+            self._stage.recorded.paused.append((began, now()))
         if recovery is None:
             problem = f"{problem} recovery: {usable}".strip()
         if time.monotonic() - self._judged_at >= self._judge_seconds:

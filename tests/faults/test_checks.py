@@ -12,7 +12,15 @@ from tests.faults import recorded
 from tests.faults.faults import playable
 from tests.faults.linear import Operation, linearizable
 from tests.faults.network import Network, why_no_disks
-from tests.faults.recorded import _overlapping_rights, dns_answers_safe, reads_whole, registers, still_open
+from tests.faults.recorded import (
+    Claim,
+    _overlapping_rights,
+    claims_too_late,
+    dns_answers_safe,
+    reads_whole,
+    registers,
+    still_open,
+)
 from tests.faults.runner import named
 from tests.simulation.checkers import Violation
 
@@ -100,6 +108,18 @@ def test_a_put_that_was_repeated_is_one_operation_from_its_first_try_on() -> Non
         {"what": "ack", "agent": "x-0", "id": "1", "began": 3.0, "at": 4.0},
     ]
     assert registers(lines) == {"x-1": [Operation("write", "1", 1.0, 4.0), Operation("write", "2", 5.0, NEVER)]}
+
+
+def test_who_says_that_it_may_act_after_its_right_or_after_a_newer_epoch_did_is_noticed() -> None:
+    old, new = Claim(1.0, 1.1, 1, "x/a"), Claim(5.0, 5.1, 2, "x/b")
+    ends = {1: 4.0}
+    assert claims_too_late([old, new], lambda epoch: ends.get(epoch, NEVER)) == []
+    late = Claim(4.2, 4.3, 1, "x/a")  # its key had gone
+    assert "epoch 1 had ended" in claims_too_late([old, late, new], lambda epoch: ends.get(epoch, NEVER))[0]
+    beside = Claim(5.05, 5.2, 1, "x/a")  # may have been answered before the other one
+    assert claims_too_late([old, new, beside], lambda epoch: NEVER) == []
+    after = Claim(5.2, 5.3, 1, "x/a")
+    assert "so had epoch 2" in claims_too_late([old, new, after], lambda epoch: NEVER)[0]
 
 
 def test_a_register_is_judged_once_every_worker_has_gone_past_it() -> None:
