@@ -46,7 +46,7 @@ from controller.domain.promotion import AFTER_AUTHORIZE, PlanRecord, State
 from controller.domain.sharing import LEAD, stream_names
 from controller.errors import Corrupt, DrError, Refused, Unavailable, WrongGroup
 from controller.ports import Compare, Page
-from controller.runtime.active import Active, Ports, Shell
+from controller.runtime.active import Active
 from controller.runtime.archive import Archive
 from controller.runtime.audit import Audit
 from controller.runtime.desk import Desk
@@ -65,6 +65,7 @@ from controller.runtime.service import (
     PlanRequest,
 )
 from controller.runtime.shares import Sharing, overall
+from controller.runtime.shell import Ports, Shell
 from controller.runtime.takeover import Takeover, TakeoverPolicy, is_overtaken, overtaken, sweep_barrier
 from controller.runtime.tenure import Tenure, acquire, may_acquire
 from controller.runtime.verifier import Verifier

@@ -31,7 +31,7 @@ from controller.domain.promotion import PlanRecord
 from controller.domain.sharing import LEAD
 from controller.errors import NotActive, NotFound, OutcomeUnknown, Unavailable
 from controller.ports import Clock, Page, RegionStore
-from controller.runtime.active import Active, Ports
+from controller.runtime.active import Active
 from controller.runtime.archive import Archive
 from controller.runtime.documents import Keys, Seen, read
 from controller.runtime.evidence import Coordination, Outside, look, read_traffic
@@ -50,6 +50,7 @@ from controller.runtime.service import (
     PlanRequest,
     Status,
 )
+from controller.runtime.shell import Ports
 from controller.runtime.shortening import crowding
 from controller.runtime.status import Observation, compose
 from controller.runtime.verifier import Verifier
@@ -177,12 +178,12 @@ class Desk(ABC):
     async def _submit_own(self, frames: Sequence[Frame]) -> IngestAnswer:
         """Records of the controller itself. Raises NotActive unless this instance holds the lead."""
         active = self._serving()
-        acks = await active.submit(frames) if self._alone else await self._router.write(active, frames)
+        acks = await active.intake.submit(frames) if self._alone else await self._router.write(active, frames)
         return IngestAnswer(active.tenure.fence.epoch, active.tenure.remaining_seconds(), tuple(acks))
 
     async def ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
         """See ``ControllerService``. A record under a stale attempt number fails alone."""
-        return await (self._serving().ingest(frames) if self._alone else self._router.ingest(frames))
+        return await (self._serving().intake.ingest(frames) if self._alone else self._router.ingest(frames))
 
     async def peer_ingest(self, frames: Sequence[Frame]) -> IngestAnswer:
         """See ``ControllerService``."""

@@ -142,7 +142,7 @@ class Restorer:
         for stream in {_stream(then) for _, then, _ in batch}:
             mine = [one for one in batch if _stream(one[1]) == stream]
             try:
-                acks: Sequence[Ack] = await self._serving(stream).submit([made for _, _, made in mine])
+                acks: Sequence[Ack] = await self._serving(stream).intake.submit([made for _, _, made in mine])
             except DrError as error:
                 for number, then, _ in mine:
                     found[number] = RestoreOutcome(then.agent, "failed", "", 0, error.message, error.hint)

@@ -114,7 +114,7 @@ class Router:
             active = self.here(stream)
             if active is None:
                 raise self.not_active(stream or self.stream(mine[0].record.agent))
-            return await active.ingest(mine)
+            return await active.intake.ingest(mine)
 
         return _Part(numbers, send)
 
@@ -141,7 +141,7 @@ class Router:
     async def _write(self, lead: Active, stream: str, frames: Sequence[Frame]) -> Sequence[Ack]:
         active, address = self.here(stream), self.elsewhere(stream)
         if active is not None:
-            return await active.take_for_the_lead(frames)
+            return await active.intake.take_for_the_lead(frames)
         if address is None or self._peers is None:
             raise self.not_active(stream)
         acks = await self._peers.write(address, lead.tenure.fence, frames)
@@ -164,7 +164,7 @@ class Router:
             active = self.here(stream)
             if active is None:
                 raise self.not_active(stream)
-            answered = await active.take_for_the_lead([frames[number] for number in numbers])
+            answered = await active.intake.take_for_the_lead([frames[number] for number in numbers])
             acks.update(zip(numbers, answered, strict=True))
         return tuple(acks[number] for number in range(len(frames)))
 

@@ -21,11 +21,11 @@ from controller.domain.approval import NAMESPACE
 from controller.domain.sharing import stream_names
 from controller.errors import Unavailable
 from controller.ports import Clock, KeyService, Pager, RegionStore
-from controller.runtime.active import Ports
 from controller.runtime.credentials import Credentials
 from controller.runtime.documents import Keys
 from controller.runtime.evidence import Outside
 from controller.runtime.peers import HttpPeers
+from controller.runtime.shell import Ports
 from controller.settings import Settings
 
 ACCOUNT_RETRY_SECONDS = 1.0

@@ -218,7 +218,7 @@ RecordSole(t) ==  \* what the writer's memory says, into etcd
     /\ UNCHANGED <<auth, holder, forks, plan, drained, snapshot, stores, born, ten, ghosts>>
 
 -----------------------------------------------------------------------------
-(* The authority moves: runtime/takeover.py, runtime/active.py. Approvals and the barrier are in Promotion.tla. *)
+(* The authority moves: runtime/takeover.py, runtime/leaving.py. Approvals and the barrier are in Promotion.tla. *)
 
 Freeze(t) ==
     /\ Planned /\ ten[t].phase = "open" /\ holder = t

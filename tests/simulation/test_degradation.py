@@ -13,8 +13,8 @@ from controller.domain.promotion import State
 from controller.errors import Corrupt, OutcomeUnknown, Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.ports import Put
-from controller.runtime.active import Active
 from controller.runtime.documents import decode
+from controller.runtime.leaving import Leaving
 from controller.runtime.service import ApprovalRequest
 from tests.simulation.checkers import check_all, live_history, lost_acks, settle
 from tests.simulation.roads import Call
@@ -318,15 +318,15 @@ def test_a_move_that_is_called_off_after_the_drain_records_who_acknowledges_alon
     """The proof of a drain says that nobody may have acknowledged alone. Left in place, a later opening without the home store
     would take single copies for safe."""
     proofs: list[str] = []
-    prove = Active._prove_drained
+    prove = Leaving._prove_drained
 
-    async def proving(self: Active, plan: str) -> bool:
+    async def proving(self: Leaving, plan: str) -> bool:
         applied = await prove(self, plan)
         if applied:
             proofs.append(plan)
         return applied and not answer_lost  # lost: it was applied, and the holder does not know
 
-    monkeypatch.setattr(Active, "_prove_drained", proving)
+    monkeypatch.setattr(Leaving, "_prove_drained", proving)
 
     async def story(world: World, active: Instance) -> None:
         key = world.keys.forks("s00")

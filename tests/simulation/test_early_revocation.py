@@ -24,7 +24,7 @@ def _story(keys_dir: Path) -> tuple[World, float]:
         active = (await world.served(agents=4)).controller._actives[STREAM]
         await world.until(lambda: active.tenure.remaining_seconds() > 3.5, 5, "a heartbeat")
         await world.wait(0.3)  # agents are lent what is left of it
-        lent_until = active.rights_end() + world.clock.wall() - world.clock.monotonic()
+        lent_until = active.intake.rights_end() + world.clock.wall() - world.clock.monotonic()
         world.cluster.revoke(world.cluster._items[world.keys.holder(STREAM)].lease)
         await world.until(lambda: world.acks[-1].epoch > active.tenure.fence.epoch, 30, "a successor that acknowledges")
         first = next(ack.at for ack in world.acks if ack.epoch > active.tenure.fence.epoch)

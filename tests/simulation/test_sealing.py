@@ -22,7 +22,7 @@ from controller.domain.promotion import State
 from controller.errors import Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.ports import Clock, RegionStore
-from controller.runtime.active import Ports
+from controller.runtime.shell import Ports
 from tests.simulation.checkers import check_all, level, live_history, lost_acks, stores_are_prefixes
 from tests.simulation.world import HOME, REGIONS, TARGET, THIRD, Instance, World
 

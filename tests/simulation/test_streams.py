@@ -20,8 +20,8 @@ from controller.domain.promotion import Progress, State
 from controller.domain.sharing import stream_of
 from controller.errors import DrError, FenceLost, NotActive, WrongGroup
 from controller.lab.virtual_time import run_virtual
-from controller.runtime.active import Active
 from controller.runtime.documents import read
+from controller.runtime.intake import Intake
 from controller.runtime.service import JournalEntry
 from controller.stream.segment import frame
 from tests.simulation import runs, test_crashes
@@ -396,7 +396,7 @@ def test_a_host_that_is_silent_to_the_lead_stops_before_its_agent_runs_elsewhere
 ) -> None:
     """It goes on writing to another stream's holder, which must not keep it alive: without that rule it would act still."""
     if careless:
-        monkeypatch.setattr(Active, "_lend", lambda self, accepted, remaining: remaining)
+        monkeypatch.setattr(Intake, "_lend", lambda self, accepted, remaining: remaining)
     overlaps: list[float] = []
 
     async def story(world: World) -> None:
