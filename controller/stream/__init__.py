@@ -3,7 +3,8 @@
 - ``limits``    how large and how odd anything that arrives may be
 - ``delta``     bodies to frames and back: raw, zstd, zstd against the previous body
 - ``segment``   frames to bytes and back: segment objects and ingest batches (``FORMAT.md`` is the byte-exact page)
-- ``view``      the local SQLite index of one region's copy, with the latest bodies warm and proven
+- ``view``      the local SQLite index of one region's copy, with the latest bodies warm and proven: positions and every change
+- ``records``   the half of it that only reads: agents, their records, bodies that are warm
 - ``warmth``    the newest bodies in memory, in front of the view's file
 - ``reader``    bodies that are not warm, fetched from the store along their delta chain
 - ``snapshot``  the view's rows as one object, so that a cold start reads that and a short tail

@@ -18,11 +18,12 @@ from collections import deque
 from controller.domain.model import Frame, Head, NamedSnapshot, Position, SegmentRef, SnapshotRef
 from controller.errors import Conflict, Corrupt, NotFound
 from controller.ports import Clock, RegionStore
+from controller.stream.indexing import ColdBase
 from controller.stream.proving import INLINE_BYTES, prove
 from controller.stream.reader import CONCURRENCY, warm, warm_bases
 from controller.stream.segment import Segment, decode_segment, next_chain
 from controller.stream.snapshot import load_snapshot, open_snapshot
-from controller.stream.view import ColdBase, View
+from controller.stream.view import View
 
 SNAPSHOT_SEGMENTS = 256
 """A snapshot is worth its load when it saves an empty view reading at least so many segments."""

@@ -13,7 +13,8 @@ from typing import Any
 from controller.domain.model import CatalogueEntry, FramePlace, Kind, Record
 from controller.stream.limits import MAX_CHAIN
 from controller.stream.live import live
-from controller.stream.view import View, record_of
+from controller.stream.records import record_of
+from controller.stream.view import View
 
 _COLUMNS = (
     "r.no, r.id, r.kind, r.sha256, r.size, r.parent, r.created_at, r.received_at, r.copies, r.attempt, r.meta, r.ord, "

@@ -13,8 +13,9 @@ from controller.domain.model import Frame, Record, SegmentRef
 from controller.errors import Corrupt, DrError, NotFound
 from controller.ports import RegionStore
 from controller.stream.limits import MAX_CHAIN
+from controller.stream.records import Link
 from controller.stream.segment import Segment, frame_at, open_frame
-from controller.stream.view import Link, View
+from controller.stream.view import View
 
 CONCURRENCY = 4
 """GETs at a time. Also bounds memory: this many segments are held at once."""

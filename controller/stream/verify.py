@@ -21,11 +21,11 @@ from controller.domain.model import Head, SegmentRef
 from controller.errors import Corrupt, DrError, NotFound, Unavailable
 from controller.ports import Clock, RegionStore
 from controller.stream.damage import Damage, compare, survey
+from controller.stream.indexing import ColdBase
 from controller.stream.proof import Problem, ProofView
 from controller.stream.reader import read_record
 from controller.stream.salvage import sound
 from controller.stream.segment import Segment, decode_segment, next_chain
-from controller.stream.view import ColdBase
 
 PAUSE_SHARE = 0.5
 """Pause after a segment while the controller has other things to do, as a share of the time that the segment took."""

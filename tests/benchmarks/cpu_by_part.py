@@ -35,8 +35,8 @@ PARTS = (
     ("HTTP", ("uvicorn", "fastapi", "starlette", "pydantic", "runtime/api", "anyio", "json/", "typing")),
     ("frame decode", ("stream/segment", "stream/limits")),
     ("delta, hash", ("stream/delta",)),
-    ("view, index", ("stream/view", "stream/indexing", "stream/tables")),
-    ("admission, acks", ("stream/", "domain/", "runtime/active", "runtime/fleet", "runtime/controller")),
+    ("view, index", ("stream/view", "stream/records", "stream/indexing", "stream/tables")),
+    ("admission, acks", ("stream/", "domain/", "runtime/active", "runtime/intake", "runtime/fleet", "runtime/controller")),
     ("event loop", ("asyncio", "uvloop", "selectors", "contextvars")),
     ("other controller", ("controller/",)),
 )  # fmt: skip

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from controller.domain.model import GENESIS, Encoding, Frame, Kind
 from controller.errors import Conflict, Corrupt, Misconfigured, NotFound, Refused, Unavailable
 from controller.stream import indexing, tables, warmth
+from controller.stream.indexing import ColdBase
 from controller.stream.limits import MAX_CHAIN, ORIGIN
 from controller.stream.segment import frame
-from controller.stream.view import ColdBase, View
+from controller.stream.view import View
 from tests.support.segments import History
 
 LITTLE = 700
