@@ -52,6 +52,7 @@ from controller.runtime.service import (
 )
 from controller.runtime.shell import Ports
 from controller.runtime.shortening import crowding
+from controller.runtime.sight import Sight
 from controller.runtime.status import Observation, compose
 from controller.runtime.verifier import Verifier
 from controller.runtime.watch import Watch
@@ -80,11 +81,7 @@ class Desk(ABC):
     _actives: dict[str, Active]
     _role: Role
     _reason: str
-    _seen: Coordination | None
-    _seen_at: float
-    _etcd_silent: bool
-    _looked_at: float
-    _heads: dict[str, dict[str, Head | Unknown]]
+    _sight: Sight
     _followed_at: float
     _warnings: dict[str, str]
     _unheard: list[Page]
@@ -161,7 +158,7 @@ class Desk(ABC):
 
     def _active_address(self, stream: str = LEAD) -> str | None:
         """Where the stream's holder listens, as of the last look."""
-        holders = self._seen.holders if self._seen else ()
+        holders = self._sight.seen.holders if self._sight.seen else ()
         others = [holder for holder in holders if holder.address != self._settings.api.address]
         return next((holder.address for holder in others if holder.stream == stream), None)
 
@@ -201,15 +198,15 @@ class Desk(ABC):
         """See ``ControllerService``. Nothing is asked for it: what the loops saw last counts."""
         epochs = {
             stream: max((head.epoch for head in heads.values() if isinstance(head, Head)), default=0)
-            for stream, heads in self._heads.items()
+            for stream, heads in self._sight.heads.items()
         }
-        authority = self._seen.authority.value if self._seen else None
-        for holder in self._seen.holders if self._seen else ():
+        authority = self._sight.seen.authority.value if self._sight.seen else None
+        for holder in self._sight.seen.holders if self._sight.seen else ():
             epochs[holder.stream] = max(holder.epoch, epochs.get(holder.stream, 0))
         return Witness(
             self.region,
             self.instance,
-            self._clock.monotonic() - self._looked_at if self._etcd_silent else None,
+            self._clock.monotonic() - self._sight.looked_at if self._sight.etcd_silent else None,
             authority.region if authority else "",
             authority.barrier.plan if authority and authority.barrier else "",
             epochs,
@@ -277,7 +274,7 @@ class Desk(ABC):
             incidents = await self._watch.incidents(include_closed=False)
             gone: Unknown | None = None
         except Unavailable as error:
-            seen, plans, incidents, gone = self._seen, (), (), Unknown(self._seen_at, error.message)
+            seen, plans, incidents, gone = self._sight.seen, (), (), Unknown(self._sight.seen_at, error.message)
         traffic = await read_traffic(self._outside)
         unknown = gone if gone is not None else Unknown(0.0, "never seen")
         authority: Authority | Unknown = unknown if gone is not None or seen is None else seen.authority.value
@@ -293,7 +290,7 @@ class Desk(ABC):
                 holders=holders,
                 members=seen.members if seen else (),
                 reports=seen.reports if seen else {},
-                heads=self._heads,
+                heads=self._sight.heads,
                 traffic=traffic,
                 plans=plans,
                 incidents=incidents,
@@ -312,13 +309,13 @@ class Desk(ABC):
     def _all_warnings(self, plans: Sequence[PlanRecord]) -> tuple[str, ...]:
         """What the loops complain about, documents in etcd that are skipped, and plans that go around the rule of two."""
         loops = [f"{name}: {text}" for name, text in sorted(self._warnings.items())]
-        seen = self._seen.unreadable if self._seen else {}
+        seen = self._sight.seen.unreadable if self._sight.seen else {}
         skipped = {**seen, **self._book.unreadable, **self._watch.unreadable}
         loud = [f"break-glass: plan {record.plan.id} by {record.plan.requester}" for record in plans if record.plan.break_glass]
         sealing = () if self._ports.seals is None else self._ports.seals.warnings()
         for stream, since in self._failsafe().items():
             loops.append(f"failsafe: {stream} goes on without etcd since {strftime('%H:%M:%S', gmtime(since))} UTC")
-        for stream, heads in sorted(self._heads.items()):
+        for stream, heads in sorted(self._sight.heads.items()):
             loops += crowding(stream, heads, self._forks(stream))
         return (*loops, *sealing, *(f"skipped {key}: {why}" for key, why in sorted(skipped.items())), *loud)
 
@@ -404,7 +401,7 @@ class Desk(ABC):
     def _kept(self) -> dict[str, Kept]:
         """What our own store keeps of each stream whose head was read."""
         found: dict[str, Kept] = {}
-        for stream, heads in self._heads.items():
+        for stream, heads in self._sight.heads.items():
             head = heads.get(self._settings.region)
             if not isinstance(head, Head):
                 continue

@@ -6,11 +6,15 @@ nothing is checked here, ``settings`` has done that.
 
 from __future__ import annotations
 
+from controller.domain.fleet import FleetPolicy
 from controller.runtime.failsafe import FailsafePolicy
 from controller.runtime.ingest_gate import IngestLimits
+from controller.runtime.plans import PlanPolicy
 from controller.runtime.promotion import PromotionPolicy
 from controller.runtime.reporter import ReportPolicy
 from controller.runtime.retention import RetentionPolicy
+from controller.runtime.takeover import TakeoverPolicy
+from controller.runtime.watch import WatchPolicy
 from controller.settings import Settings
 from controller.stream.writer import WriterLimits
 
@@ -78,4 +82,35 @@ def failsafe_policy(settings: Settings) -> FailsafePolicy:
         etcd.ttl_seconds,
         etcd.margin_seconds,
         min(settings.aws.call_timeout_seconds, (etcd.ttl_seconds - etcd.margin_seconds) / 4),
+    )
+
+
+def plan_policy(settings: Settings) -> PlanPolicy:
+    promotion = settings.promotion
+    return PlanPolicy(
+        approvals_required=promotion.approvals_required,
+        break_glass_approvals=promotion.break_glass_approvals,
+        plan_ttl_seconds=promotion.plan_ttl_seconds,
+        approval_ttl_seconds=promotion.approval_ttl_seconds,
+        tolerance_seconds=promotion.tolerance_seconds,
+        tolerance_records=promotion.tolerance_records,
+        active_weight=settings.traffic.active_weight,
+    )
+
+
+def takeover_policy(settings: Settings) -> TakeoverPolicy:
+    return TakeoverPolicy(settings.etcd.ttl_seconds, settings.promotion.drain_timeout_seconds)
+
+
+def watch_policy(settings: Settings) -> WatchPolicy:
+    return WatchPolicy(
+        settings.promotion.notice_seconds,
+        settings.promotion.auto_propose,
+        {region: found.priority for region, found in settings.regions.items()},
+    )
+
+
+def fleet_policy(settings: Settings) -> FleetPolicy:
+    return FleetPolicy(
+        settings.fleet.beat_seconds, settings.fleet.misses_degraded, settings.fleet.misses_failed, settings.fleet.pool
     )

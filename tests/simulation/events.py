@@ -19,8 +19,8 @@ from controller.domain.sharing import stream_of
 from controller.errors import Corrupt
 from controller.lab.virtual_time import VirtualClock
 from controller.ports import Compare, Item, Operation, Put, TxnResult
-from controller.runtime.controller import GIVEN_UP
 from controller.runtime.documents import Keys, decode
+from controller.runtime.duty import GIVEN_UP
 from controller.runtime.salvager import DISCARD
 from controller.runtime.service import AuditEntry
 

@@ -311,7 +311,7 @@ CASES = (
         the_region_in_authority_is_silent,
         patched(
             ("controller.runtime.tenure", "may_acquire", anybody_acquires),
-            ("controller.runtime.controller", "may_acquire", anybody_acquires),
+            ("controller.runtime.duty", "may_acquire", anybody_acquires),
         ),
         "epochs-unique",
     ),
@@ -325,7 +325,7 @@ CASES = (
     Case(
         "barrier-stays-after-an-abort",
         a_move_is_called_off_and_the_holder_dies,
-        patched(("controller.runtime.controller.sweep_barrier", "", lambda *_: no_sweep())),
+        patched(("controller.runtime.planning.sweep_barrier", "", lambda *_: no_sweep())),
         "progress",
     ),
     Case(

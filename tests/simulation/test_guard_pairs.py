@@ -96,7 +96,7 @@ WRITER_LOOKS = patched(("controller.runtime.active.StreamWriter", "", CarelessWr
 INGEST_LOOKS = patched((Tenure, "remaining_seconds", lambda self: 1.0))
 FORGOT = patched(
     ("controller.runtime.opening.etcd_forgot", "", lambda *_: None),
-    ("controller.runtime.controller.etcd_forgot", "", lambda *_: None),
+    ("controller.runtime.duty.etcd_forgot", "", lambda *_: None),
 )
 
 

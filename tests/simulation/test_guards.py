@@ -32,6 +32,7 @@ from controller.lab.virtual_time import run_virtual
 from controller.ports import Compare, Item, Lease, Operation, Renewal, TrafficState, TxnResult
 from controller.runtime.audit import Audit
 from controller.runtime.controller import Controller
+from controller.runtime.duty import Duty
 from controller.runtime.opening import Opening
 from controller.runtime.takeover import Takeover
 from controller.runtime.tenure import Tenure
@@ -640,7 +641,7 @@ async def unaudited(self: Audit, compare: Sequence[Compare], then: Sequence[Oper
 def evidence_ignored(patch: Patch, world: World) -> None:
     """Neither when the plan starts, nor before by the sweep of plans whose authority is over."""
     patch.setattr("controller.runtime.takeover.drift", lambda *_: None)
-    patch.setattr("controller.runtime.controller.is_overtaken", lambda *_: False)
+    patch.setattr("controller.runtime.planning.is_overtaken", lambda *_: False)
 
 
 def opens_alone(patch: Patch, world: World) -> None:
@@ -659,7 +660,7 @@ def opens_alone(patch: Patch, world: World) -> None:
     patch.setattr(Together, "loss", own_loss)
 
 
-async def no_plan(self: Controller) -> bool:
+async def no_plan(self: Duty) -> bool:
     return False
 
 
@@ -740,7 +741,7 @@ CASES = (
         etcd_comes_back_from_before_the_promotion,
         patched(
             ("controller.runtime.opening.etcd_forgot", "", lambda *_: None),
-            ("controller.runtime.controller.etcd_forgot", "", lambda *_: None),
+            ("controller.runtime.duty.etcd_forgot", "", lambda *_: None),
         ),
         "nothing-lost",
     ),
@@ -754,7 +755,7 @@ CASES = (
     Case(
         "shared-out-during-a-plan",
         a_neighbour_is_new_while_a_plan_waits,
-        patched((Controller, "_plan_under_way", no_plan)),
+        patched((Duty, "_plan_under_way", no_plan)),
         "left-alone",
         2,
     ),
