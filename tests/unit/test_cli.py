@@ -44,8 +44,7 @@ class Site:
 
 
 def serve(service: FakeService) -> tuple[uvicorn.Server, threading.Thread, str]:
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", 0))  # listens at once: who calls before the thread runs waits for it
     app = create_app(service, clock=service.clock)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -61,7 +60,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     generate_key(tmp_path / "mallory", "mallory")
     service = FakeService(FakeClock(time.time()), SshIdentity(signers))
     server, thread, url = serve(service)
-    for name in ("DRCTL_PRINCIPAL", "DR_CONFIG", "DRCTL_DEBUG"):
+    for name in ("DRCTL_PRINCIPAL", "DR_CONFIG", "DRCTL_DEBUG", "DR_TOKEN_FILE", "DR_CA_FILE", "DR_CERT_FILE", "DR_KEY_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DRCTL_ENDPOINTS", url)
     monkeypatch.setattr("controller.cli.plans.POLL_SECONDS", 0.01)
@@ -230,14 +229,15 @@ def test_text_from_a_server_cannot_act_on_the_terminal(site: Site, drctl: Drctl)
 
 def test_no_controller_names_what_was_tried_and_exits_with_3(site: Site, drctl: Drctl) -> None:
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("127.0.0.1", 0))  # held and never listened on: nobody else of this machine can take it meanwhile
         dead = [f"http://127.0.0.1:{free.getsockname()[1]}", "http://127.0.0.1:1"]
-    seen = drctl("status", "--endpoint", dead[0], "--endpoint", dead[1])
+        seen = drctl("status", "--endpoint", dead[0], "--endpoint", dead[1])
+        again = drctl("status", "--endpoint", dead[0], "-o", "json")
     assert seen.code == 3
     assert dead[0] in seen.err
     assert dead[1] in seen.err
     assert "hint: " in seen.err
-    error = json.loads(drctl("status", "--endpoint", dead[0], "-o", "json").err)["error"]
+    error = json.loads(again.err)["error"]
     assert error["code"] == "unavailable"
     assert error["exit_code"] == 3
 
