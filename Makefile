@@ -47,8 +47,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup ## three regions on this machine, a disaster, a promotion (AGENTS=N, ARGS="…")
 	$(BIN)/drctl lab demo $(if $(AGENTS),--agents $(AGENTS)) $(ARGS)
 
-audit: setup ## known vulnerabilities of what is locked; says NOT AUDITED where no source of advisories can be reached
-	@$(BIN)/python -m tests.audit
+audit: setup ## known vulnerabilities of what is locked; NOT AUDITED where no source is reached (ADVISORIES=FOLDER: a copy of one)
+	@$(BIN)/python -m tests.audit $(if $(ADVISORIES),--advisories "$(ADVISORIES)")
 
 lint: setup ## ruff, mypy and the layers
 	$(BIN)/ruff check .

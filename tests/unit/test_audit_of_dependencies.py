@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.audit.__main__ import answers
+from tests.audit.__main__ import answers, main
 from tests.audit.judging import Ignored, judge, parse_ignored
+from tests.audit.offline import locked, look_up, read_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 TODAY = date(2026, 11, 21)
@@ -87,6 +89,77 @@ def test_make_audit_ends_well_and_in_words_where_there_is_no_way_out() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("NOT AUDITED: no package of requirements.lock was looked up: pypi: it does not answer")
+
+
+OSV = """
+id: PYSEC-2026-1
+modified: "2026-07-01T10:00:00Z"
+aliases: [CVE-2026-1, GHSA-1]
+affected:
+- package: {ecosystem: PyPI, name: My.Lib}
+  ranges:
+  - type: GIT
+    events: [{introduced: "0"}, {fixed: 0123abc}]
+  - type: ECOSYSTEM
+    events: [{introduced: "0"}, {fixed: 1.2.0}, {introduced: 2.0.0rc1}, {last_affected: 2.1.0}]
+  versions: ["3.0.post1"]
+"""
+
+
+def advised(folder: Path, *versions: str) -> dict[str, list[dict[str, Any]]]:
+    """Version → what the folder's advisories know of my-lib in it."""
+    found = look_up([("my-lib", version) for version in versions], read_folder(folder, TODAY))
+    return {one["version"]: one["vulns"] for one in found}
+
+
+def test_a_copy_of_advisories_is_matched_by_osvs_rule(tmp_path: Path) -> None:
+    (tmp_path / "vulns" / "my-lib").mkdir(parents=True)
+    (tmp_path / "vulns" / "my-lib" / "PYSEC-2026-1.yaml").write_text(OSV)
+    affected = ("0.1", "1.2.0rc1", "1.2.0.dev3", "2.0.0rc1", "2.0", "2.1", "3.0.post1")
+    fine = ("1.2.0", "1.2", "1.9", "2.0.0b9", "2.1.0.post1", "2.2", "3.0", "3.1")
+    found = advised(tmp_path, *affected, *fine)
+    assert [version for version, vulns in found.items() if vulns] == list(affected)
+    assert found["0.1"] == [{"id": "PYSEC-2026-1", "aliases": ["CVE-2026-1", "GHSA-1"], "fix_versions": ["1.2.0"]}]
+    assert found["2.0"][0]["fix_versions"] == [], "the only known fix is of an older line"
+    assert read_folder(tmp_path, TODAY).newest == date(2026, 7, 1)
+
+
+def test_json_counts_too_one_vulnerability_under_two_ids_is_one_and_withdrawn_ones_are_none(tmp_path: Path) -> None:
+    range_ = {"type": "ECOSYSTEM", "events": [{"introduced": "1.0"}, {"fixed": "1.5"}]}
+    base = {
+        "modified": "2027-01-01T00:00:00Z",
+        "published": "2026-06-01T00:00:00Z",
+        "affected": [{"package": {"ecosystem": "PyPI", "name": "my_lib"}, "ranges": [range_]}],
+    }
+    for name, more in {
+        "GHSA-1": {"aliases": ["CVE-2026-1"]},
+        "PYSEC-2026-1": {"aliases": ["CVE-2026-1"]},
+        "GHSA-2": {"withdrawn": "2026-06-02T00:00:00Z"},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"id": name, **base, **more}))
+    npm = {**base, "id": "GHSA-3", "affected": [{"package": {"ecosystem": "npm", "name": "my-lib"}, "versions": ["1.2"]}]}
+    (tmp_path / "GHSA-3.json").write_text(json.dumps(npm))
+    (tmp_path / "broken.json").write_text("{")
+    found = advised(tmp_path, "1.2", "1.5", "0.9")
+    assert [(one["id"], one["fix_versions"]) for one in found["1.2"]] == [("GHSA-1", ["1.5"])]
+    assert "PYSEC-2026-1" in found["1.2"][0]["aliases"]
+    assert (found["1.5"], found["0.9"]) == ([], [])
+    advisories = read_folder(tmp_path, TODAY)
+    assert (advisories.count, advisories.newest, advisories.unreadable) == (2, date(2026, 6, 1), ("broken.json",))
+
+
+def test_an_audit_by_a_copy_fails_for_what_has_a_fix_and_says_how_old_the_copy_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert main(said.append, ["--advisories", str(tmp_path)]) == 2
+    assert said[-1].startswith("NOT AUDITED")
+    name, version = next(one for one in locked((ROOT / "requirements.lock").read_text()) if one[0] == "httpx")
+    (tmp_path / "one.yaml").write_text(OSV.replace("My.Lib", "httpx").replace("1.2.0}", f"{version}}}"))
+    assert main(said.append, ["--advisories", str(tmp_path)]) == 0
+    assert "advisories, the newest of 2026-07-01; 0 problems" in said[-1]
+    assert any(line.startswith("NOT AUDITED SINCE 2026-07-01") for line in said)
+    (tmp_path / "one.yaml").write_text(OSV.replace("My.Lib", "httpx").replace("1.2.0}", f"{version}.post1}}"))
+    assert main(said.append, ["--advisories", str(tmp_path)]) == 1
+    assert any(line.startswith(f"{name} {version}: PYSEC-2026-1, fixed in") for line in said)
 
 
 def test_the_auditor_itself_is_locked_with_hashes() -> None:
