@@ -2,7 +2,11 @@
 
     {"version": 1, "group": "fleet", "entries": [
       {"name": "worker-1", "role": "agent", "sha256": "…", "agents": ["team-a/*"], "hosts": ["worker-1"], "expires_at": 1.79e9},
-      {"name": "ada-laptop", "role": "operator", "person": "ada@example.com", "certificate": "ada@example.com"}]}
+      {"name": "ada-laptop", "role": "operator", "person": "ada@example.com", "certificate": "ada@example.com"}],
+     "revoked": [{"fingerprint": "…", "reason": "laptop lost", "revoked_at": 1.78e9}]}
+
+``revoked`` is for client certificates that an authority signed and nobody believes any more, those of controllers too. It is
+asked for each request, not for each connection.
 
 A token is ``dr1.GROUP.SECRET``: the group is part of what is hashed, and is compared before anything is looked up, so that a
 token of another group is refused also where somebody copied that group's entries. The secret has 256 random bits: nothing is
@@ -15,6 +19,7 @@ struck off would stay in for ever.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -71,6 +76,25 @@ class Entry(BaseModel):
         return Caller(self.name, self.role, self.person or self.name, Names.of(self.agents), Names.of(self.hosts))
 
 
+class Revoked(BaseModel):
+    """A client certificate that is refused, whatever else speaks for it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the certificate itself: one that is renewed is another one."""
+    certificate: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """A name in it: every certificate with this name, renewed ones too."""
+    reason: Annotated[str, Field(max_length=200)] = ""
+    revoked_at: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Revoked:
+        if (self.fingerprint is None) == (self.certificate is None):
+            raise ValueError("needs either fingerprint or certificate")
+        return self
+
+
 class AccessDocument(BaseModel):
     """The whole file."""
 
@@ -79,6 +103,7 @@ class AccessDocument(BaseModel):
     version: Literal[1] = 1
     group: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,63}$")]
     entries: Annotated[tuple[Entry, ...], Field(max_length=100_000, strict=False)] = ()
+    revoked: Annotated[tuple[Revoked, ...], Field(max_length=100_000, strict=False)] = ()
 
     @model_validator(mode="after")
     def _each_once(self) -> AccessDocument:
@@ -86,6 +111,8 @@ class AccessDocument(BaseModel):
             given = [value for entry in self.entries if (value := getattr(entry, what)) is not None]
             if len(set(given)) != len(given):
                 raise ValueError(f"a {what} stands in it twice")
+        if len({(one.fingerprint, one.certificate) for one in self.revoked}) != len(self.revoked):
+            raise ValueError("a revoked certificate stands in it twice")
         return self
 
 
@@ -103,6 +130,8 @@ class AccessList:
         self._group = document.group.encode()
         self._tokens: dict[bytes, _Known] = {}
         self._certificates: dict[str, _Known] = {}
+        self._revoked_prints = frozenset(one.fingerprint for one in document.revoked if one.fingerprint is not None)
+        self._revoked_names = frozenset(one.certificate for one in document.revoked if one.certificate is not None)
         for entry in document.entries:
             ends = float("inf") if entry.expires_at is None else entry.expires_at
             if entry.sha256 is not None:
@@ -136,6 +165,10 @@ class AccessList:
         has expired here."""
         known = next((found for name in sorted(names) if (found := self._certificates.get(name)) is not None), None)
         return None if known is None else _valid(known, now, "entry")
+
+    def is_revoked(self, fingerprint: str, names: Iterable[str]) -> bool:
+        """Whether a verified certificate was revoked: by itself, or by one of its names."""
+        return fingerprint in self._revoked_prints or not self._revoked_names.isdisjoint(names)
 
 
 def _valid(known: _Known, now: float, what: str) -> Caller:
@@ -177,6 +210,10 @@ class AccessFile:
         if self._closed:
             raise Unavailable("this controller cannot tell who may call it", hint="put api.access_file right; see its status")
         return self._list
+
+    def is_revoked(self, fingerprint: str, names: Iterable[str]) -> bool:
+        """By the last good list, also when the file has been unreadable for too long: what was revoked stays revoked."""
+        return self._list.is_revoked(fingerprint, names)
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -225,7 +262,7 @@ def with_entry(document: AccessDocument, entry: Mapping[str, object]) -> AccessD
     """One more. Raises Refused with what is wrong."""
     try:
         added = Entry.model_validate(entry)
-        return AccessDocument.model_validate({"group": document.group, "entries": (*document.entries, added)})
+        return AccessDocument.model_validate(dict(document) | {"entries": (*document.entries, added)})
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"] if part != "entries")
@@ -242,18 +279,37 @@ def without_entry(document: AccessDocument, name: str) -> AccessDocument:
 
 
 def write_document(path: Path, document: AccessDocument) -> None:
-    """Whole or not at all; readable for this user and its group. Raises Misconfigured."""
+    """Whole or not at all; readable for this user and its group. A file that is there keeps its owner and group, where this
+    user may give them: controllers run as somebody else. Raises Misconfigured."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    entries = [entry.model_dump(mode="json", exclude_defaults=True) for entry in document.entries]
-    text = json.dumps({"version": document.version, "group": document.group, "entries": entries}, indent=1)
+    content = document.model_dump(mode="json", exclude_defaults=True)
+    text = json.dumps({"version": document.version, "group": document.group, "entries": []} | content, indent=1)
     try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640), "w", encoding="utf-8") as file:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o640)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            _keep_owner(path, file.fileno())
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise Misconfigured(
             f"{str(path)!r} cannot be written: {error.strerror}", hint="name a file in a folder that is yours"
         ) from error
+
+
+def _keep_owner(path: Path, descriptor: int) -> None:
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        about = path.stat()
+        os.fchown(descriptor, about.st_uid, about.st_gid)
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name outlives a power cut: a revocation that comes undone is none."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -71,26 +71,32 @@ def create(
     output: OutputOption = None,
 ) -> None:
     """Add a caller. The secret is shown once and kept nowhere: the file has its hash."""
-    from controller.adapters.access import AccessDocument, new_token, read_document, with_entry, write_document
+    from controller.adapters.access import AccessDocument, new_token, with_entry
+    from controller.adapters.access_edit import change_document
 
     here = session(ctx).use(None, config, output)
     path, named = _place(here, file, group)
-    document = read_document(path) if path.exists() else AccessDocument(group=_group(named))
-    if named and named != document.group:
-        raise Refused(f"{path} is that of group {document.group}, not of {named}", hint="name another file with --file")
-    now = time.time()
+    now, secret = time.time(), ""
     entry: dict[str, Any] = {"name": name, "role": role.value, "person": person, "created_at": now}
     entry |= {
         "agents": tuple(agents or ()),
         "hosts": tuple(hosts or ()),
         "expires_at": now + days * DAY_SECONDS if days else None,
     }
-    secret, entry["sha256"] = ("", None) if certificate else new_token(document.group)
     entry["certificate"] = certificate or None
-    changed = with_entry(document, entry)
-    if out is not None and secret:
-        _keep(out, secret)
-    write_document(path, changed)
+
+    def add(found: AccessDocument | None) -> AccessDocument:
+        nonlocal secret
+        document = found or AccessDocument(group=_group(named))
+        if named and named != document.group:
+            raise Refused(f"{path} is that of group {document.group}, not of {named}", hint="name another file with --file")
+        secret, entry["sha256"] = ("", None) if certificate else new_token(document.group)
+        changed = with_entry(document, entry)
+        if out is not None and secret:
+            _keep(out, secret)
+        return changed
+
+    document = change_document(path, add)
     told = {"name": name, "role": role.value, "group": document.group, "file": str(path), "expires_at": entry["expires_at"]}
     if here.emit({**told, **({"token": secret} if secret and out is None else {"token_file": str(out)} if out else {})}):
         return
@@ -106,8 +112,11 @@ def create(
 @token_app.command("list")
 def list_(ctx: typer.Context, file: FileOption = None, config: ConfigOption = None, output: OutputOption = None) -> None:
     """Who may call, as what, for whose agents, and until when. No secret is in the file, so none is shown."""
+    from controller.adapters import access_edit
+
     here = session(ctx).use(None, config, output)
     document = _read(here, file)[1]
+    gone = [one.model_dump(exclude={"revoked_at"}) | {"revoked_at": one.revoked_at or None} for one in document.revoked]
     rows = [
         {
             "name": entry.name,
@@ -121,7 +130,7 @@ def list_(ctx: typer.Context, file: FileOption = None, config: ConfigOption = No
         }
         for entry in document.entries
     ]
-    if here.emit({"group": document.group, "entries": rows}):
+    if here.emit({"group": document.group, "entries": rows, "revoked": gone}):
         return
     table = Table("name", "role", "by", "agents", "hosts", "until", box=None, pad_edge=False)
     for row in rows:
@@ -136,6 +145,9 @@ def list_(ctx: typer.Context, file: FileOption = None, config: ConfigOption = No
         )
         table.add_row(*(render.text(cell, style) for cell in cells))
     here.console.print(table)
+    for one in document.revoked:
+        why = f" ({one.reason})" if one.reason else ""
+        here.console.print(visible(f"revoked: {access_edit.told(one)}{why}"), style="red", soft_wrap=True)
 
 
 @token_app.command(epilog="Example: drctl token revoke worker-1")
@@ -147,13 +159,69 @@ def revoke(
     output: OutputOption = None,
 ) -> None:
     """Strike a caller off. It counts when the file has reached every controller, within seconds of that."""
-    from controller.adapters.access import without_entry, write_document
+    from controller.adapters.access import without_entry
+    from controller.adapters.access_edit import change_document
 
     here = session(ctx).use(None, config, output)
-    path, document = _read(here, file)
-    write_document(path, without_entry(document, name))
+    path, _ = _place(here, file, "")
+    change_document(path, lambda found: without_entry(_there(path, found), name))
     if not here.emit({"revoked": name, "file": str(path)}):
         here.notes.print(f"{visible(name)} is struck off {visible(path)}; bring the file to every controller.", soft_wrap=True)
+
+
+@token_app.command(
+    epilog="Examples: drctl token revoke-certificate worker-1.pem --reason 'laptop lost' ; "
+    "drctl token revoke-certificate 9f:86:d0:…:0a:08 ; "
+    "drctl token revoke-certificate --name drctl://fleet/eu-west-1/a ; "
+    "drctl token revoke-certificate 9f86d0…0a08 --lift"
+)
+def revoke_certificate(
+    ctx: typer.Context,
+    certificate: Annotated[
+        str, typer.Argument(metavar="[CERTIFICATE]", help="Its file (PEM), or its SHA-256 fingerprint in hex.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="SAN", help="Instead: every certificate that has this name, renewed ones too.")
+    ] = "",
+    reason: Annotated[str, typer.Option("--reason", help="For whoever reads the list.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Take it off the list again.")] = False,
+    file: FileOption = None,
+    config: ConfigOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Refuse a client certificate that its authority still vouches for, a controller's too.
+
+    It counts when the file has reached every controller, within seconds of that, also for connections that stand. etcd knows
+    nothing of it: give its members a revocation list (--client-crl-file). `drctl token revoke` strikes off a caller instead.
+    """
+    from controller.adapters.access import Revoked
+    from controller.adapters.access_edit import change_document, fingerprint_of, told, with_revoked, without_revoked
+
+    here = session(ctx).use(None, config, output)
+    if bool(certificate) == bool(name):
+        raise Usage("which certificate?", hint="give its file or its fingerprint, or --name SAN")
+    path, _ = _place(here, file, "")
+    fingerprint = fingerprint_of(certificate) if certificate else None
+    try:
+        one = Revoked(fingerprint=fingerprint, certificate=name or None, reason=reason, revoked_at=time.time())
+    except ValueError:
+        raise Refused("a name has at most 255 characters and a reason 200", hint="say it shorter") from None
+
+    def change(found: AccessDocument | None) -> AccessDocument:
+        document = _there(path, found)
+        return without_revoked(document, fingerprint, name or None) if lift else with_revoked(document, one)
+
+    change_document(path, change)
+    done = {"fingerprint": fingerprint, "certificate": name or None, "revoked": not lift, "file": str(path)}
+    if not here.emit(done):
+        what = "is not revoked any more" if lift else "is revoked"
+        here.notes.print(visible(f"{told(one)} {what}; bring {path} to every controller."), soft_wrap=True)
+
+
+def _there(path: Path, found: AccessDocument | None) -> AccessDocument:
+    if found is None:
+        raise Refused(f"there is no {path}", hint="make one: drctl token create")
+    return found
 
 
 def _read(here: Session, file: Path | None) -> tuple[Path, AccessDocument]:
@@ -206,4 +274,4 @@ def _until(row: dict[str, Any]) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC" + (" (expired)" if left <= 0 else f" (in {left:.0f} days)" if left < SOON_DAYS else "")
 
 
-__all__ = ["create", "list_", "revoke", "token_app"]
+__all__ = ["create", "list_", "revoke", "revoke_certificate", "token_app"]

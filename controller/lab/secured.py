@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from controller.adapters.access import AccessDocument, new_token, read_document, with_entry, write_document
+from controller.adapters.access import AccessDocument, new_token, with_entry, write_document
+from controller.adapters.access_edit import change_document
 from controller.lab.certificates import Authority
 from controller.lab.etcd import EtcdTls
 from controller.lab.topology import ControllerPlace, Topology
@@ -46,7 +47,8 @@ class Secured:
     def make_host(self, host: str) -> None:
         """A token for one more host. Controllers that run learn of it by themselves."""
         entry = {"role": "agent", "agents": ("*",), "hosts": (host,)}
-        write_document(self.access_file, self._add(read_document(self.access_file), host, entry))
+        empty = AccessDocument(group=self._topology.group)
+        change_document(self.access_file, lambda found: self._add(found or empty, host, entry))
 
     def _add(self, document: AccessDocument, name: str, entry: Mapping[str, object]) -> AccessDocument:
         token, digest = new_token(self._topology.group)

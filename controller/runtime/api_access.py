@@ -30,10 +30,11 @@ PEERS = "/v1/peers/"
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What a client showed, verified by the TLS layer. ``names``: its alternative names."""
+    """What a client showed, verified by the TLS layer. ``names``: its alternative names; ``fingerprint``: SHA-256, in hex."""
 
     names: frozenset[str]
     ends_at: float
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,9 @@ class Entrance:
         now = self.clock.wall()
         if certificate is not None and now >= certificate.ends_at:
             raise Unauthenticated("the client certificate has expired", hint="renew it and connect again")
+        # For each request: a connection that stood when it was revoked is no way in either.
+        if certificate is not None and self._is_revoked(certificate):
+            raise Unauthenticated("the client certificate was revoked", hint="`drctl token list` shows why; get a new one")
         if path.startswith(PEERS) and self.peers_by_certificate:
             peer = self.peer(certificate)
             if peer is None or given:
@@ -82,6 +86,9 @@ class Entrance:
                 "no name in the client certificate is in the access file", hint="drctl token create NAME --certificate SAN"
             )
         return known
+
+    def _is_revoked(self, certificate: Certificate) -> bool:
+        return self.access is not None and self.access.is_revoked(certificate.fingerprint, certificate.names)
 
     def peer(self, certificate: Certificate | None) -> str | None:
         """Which controller of the group showed the certificate; None when it is none of them."""

@@ -7,6 +7,7 @@ until the restart (OpenSSL adds authorities to a running context and takes none 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,8 @@ def shown_certificate(transport: asyncio.BaseTransport) -> Certificate | None:
     if not found:
         return None
     names = frozenset(str(value) for kind, value in found.get("subjectAltName", ()) if kind in {"DNS", "URI", "email"})
-    return Certificate(names, float(ssl.cert_time_to_seconds(found["notAfter"])))
+    fingerprint = hashlib.sha256(secured.getpeercert(binary_form=True)).hexdigest()
+    return Certificate(names, float(ssl.cert_time_to_seconds(found["notAfter"])), fingerprint)
 
 
 class ApiProtocol(BoundedHttp):

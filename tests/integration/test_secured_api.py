@@ -7,8 +7,10 @@ import asyncio
 import json
 import re
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -156,6 +158,36 @@ def test_peer_routes_open_to_certificates_of_the_groups_controllers_alone(
         status(strange)
 
 
+def test_a_revoked_certificate_is_refused_also_on_a_connection_that_stands(served: ServedController, drctl: Drctl) -> None:
+    assert served.signer is not None
+    place = served.places[TWIN]
+    assert place.credentials is not None
+    peer = served.signer.issue("gone", uris=[f"drctl://{GROUP}/{REGIONS[0]}/gone"])
+    wall = served.signer.issue("wall", hosts=["wall.example.com"])
+    entry = ("token", "create", "wall", "--role", "viewer", "--certificate", "wall.example.com", "--file", served.access_file)
+    assert drctl(*entry).code == 0
+    place.credentials.look(0.0)
+    for pair, path in ((peer, "/v1/peers/positions"), (wall, "/v1/status")):
+        with (
+            httpx.Client(verify=peer_context(served.ca_file, pair), trust_env=False, base_url=place.url, timeout=10) as http,
+            httpx.Client(verify=peer_context(served.ca_file, pair), trust_env=False, base_url=place.url, timeout=10) as anew,
+        ):
+            with http.stream("GET", path) as answer:
+                connection = answer.extensions["network_stream"].get_extra_info("client_addr")
+                assert answer.status_code == 200
+                answer.read()
+            assert drctl("token", "revoke-certificate", pair.cert_file, "--file", served.access_file).code == 0
+            assert place.credentials.look(0.0)["access"] == ""
+            with http.stream("GET", path) as answer:
+                assert answer.extensions["network_stream"].get_extra_info("client_addr") == connection, "another connection"
+                assert answer.status_code == 401
+                assert "revoked" in answer.read().decode()
+            assert anew.get(path).status_code == 401
+    other = served.signer.issue("stays", uris=[f"drctl://{GROUP}/{REGIONS[0]}/stays"])
+    with httpx.Client(verify=peer_context(served.ca_file, other), trust_env=False, base_url=place.url, timeout=10) as http:
+        assert http.get("/v1/peers/positions").status_code == 200
+
+
 def test_a_renewed_certificate_is_shown_to_new_connections_without_a_restart(served: ServedController) -> None:
     assert served.signer is not None
     place = served.places[REGIONS[2]]
@@ -179,6 +211,39 @@ def _serial(url: str, ca_file: Path) -> str:
     ):
         found = answer.extensions["network_stream"].get_extra_info("ssl_object").getpeercert()
         return str(found["serialNumber"])
+
+
+def test_the_audit_names_who_was_shown_and_never_what_a_request_says_of_itself(served: ServedController, token: str) -> None:
+    """Plans, orders to stop, and restores, on real controllers; every other route: ``tests/unit/test_audited_actor.py``."""
+    carol = served.token("carol-desk", "operator", person="carol@example.org")
+    headers = {"Authorization": f"Bearer {carol}", "From": "mallory@example.org"}
+    with Checkpoints(served.urls, token=token, ca_file=served.ca_file, timeout_seconds=20.0) as client:
+        client.put("agent-7", "first", b"1", copies=2)
+        at = time.time()
+        time.sleep(0.05)  # a point in time between two records
+        client.put("agent-7", "second", b"2", copies=2)
+    url = next(place.url for place in served.places.values() if place.controller and place.controller.may_act())
+    with httpx.Client(verify=ssl.create_default_context(cafile=served.ca_file), trust_env=False, timeout=20) as http:
+
+        def post(path: str, **body: object) -> Any:
+            for base in (url, *served.urls):  # a restore is for whoever holds the agent's stream
+                answer = http.post(f"{base}{path}", json={**body, "requester": "mallory@example.org"}, headers=headers)
+                if answer.status_code < 300:
+                    return answer.json()
+            raise AssertionError(answer.text)
+
+        before = http.get(f"{url}/v1/audit?limit=1000", headers=headers).json()[-1]["n"]
+        made = post("/v1/plans", kind="switchover", to=REGIONS[2], reason="a test")
+        plan = made["record"]["plan"]["id"]
+        post(f"/v1/plans/{plan}/abort", reason="not now")
+        item = {"agent": "agent-7", "record": "first", "newest": "second"}
+        post("/v1/restores", at=at, kind="checkpoint", items=[item], confirm=GROUP, force=True)
+        entries = http.get(f"{url}/v1/audit?limit=1000&after={before}", headers=headers).json()
+    ours = {entry["action"]: entry for entry in entries if entry["action"] in {"plan", "aborted", "restore"}}
+    assert {action: entry["actor"] for action, entry in ours.items()} == dict.fromkeys(
+        ("plan", "aborted", "restore"), "carol@example.org"
+    )
+    assert "mallory" not in json.dumps(entries)
 
 
 @pytest.mark.timeout(180)

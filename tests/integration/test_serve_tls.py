@@ -106,6 +106,8 @@ def test_a_controller_speaks_tls_to_etcd_and_to_callers_and_lets_in_whom_its_fil
     cluster, signer, folder = etcd
     token, digest = new_token("fleet")
     access = with_entry(AccessDocument(group="fleet"), {"name": "wall", "role": "viewer", "sha256": digest})
+    access = with_entry(access, {"name": "grafana", "role": "viewer", "certificate": "grafana.example.com"})
+    shown = signer.issue("grafana", hosts=["grafana.example.com"])
     write_document(folder / "access.json", access)
     (folder / "allowed_signers").write_text("")
     (port,) = free_ports(1)
@@ -130,6 +132,17 @@ def test_a_controller_speaks_tls_to_etcd_and_to_callers_and_lets_in_whom_its_fil
         assert answer.json()["authority"]["region"] == "one", "etcd was asked, over TLS with the controller's certificate"
         with pytest.raises(httpx.HTTPError):
             http.get(f"http://127.0.0.1:{port}/livez")
+        with_certificate = ssl.create_default_context(cafile=signer.cert_file)
+        with_certificate.load_cert_chain(shown.cert_file, shown.key_file)
+        with httpx.Client(verify=with_certificate, trust_env=False, timeout=15) as standing:
+            assert standing.get(f"{url}/v1/status").status_code == 200
+            revoke = [sys.executable, "-m", "controller", "token", "revoke-certificate", str(shown.cert_file)]
+            done = subprocess.run([*revoke, "--config", str(config)], env=environment(), capture_output=True, check=False)
+            assert done.returncode == 0, done.stderr
+            while standing.get(f"{url}/v1/status").status_code != 401:
+                assert time.monotonic() < end, "the certificate was revoked, and is still let in"
+                time.sleep(0.5)
+        assert http.get(f"{url}/v1/status", headers={"Authorization": f"Bearer {token}"}).status_code == 200
         write_document(folder / "access.json", AccessDocument(group="fleet"))
         while http.get(f"{url}/v1/status", headers={"Authorization": f"Bearer {token}"}).status_code != 401:
             assert time.monotonic() < end, "revoked, and still let in"

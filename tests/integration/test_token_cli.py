@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 from controller.adapters.access import AccessList, read_document
+from controller.cli import main
 from controller.errors import Unauthenticated
+from controller.lab.certificates import Authority
 from tests.support.drctl import Drctl
 
 NOW = 1_800_000_000.0
@@ -61,3 +66,57 @@ def test_the_command_finds_the_file_by_the_settings_and_refuses_another_groups(d
     assert (incomplete.code, "names its agents" in incomplete.err) == (5, True)
     assert [entry.name for entry in read_document(tmp_path / "access.json").entries] == ["grace"]
     assert not list(tmp_path.glob(".access*"))
+
+
+EACH = 8
+
+
+def operator(who: str, path: Path) -> None:
+    """One of several people at work: makes tokens, and revokes every second one."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        for number in range(EACH):
+            name = f"{who}-{number}"
+            made = main.run(["token", "create", name, "--role", "viewer", "--file", str(path), "--group", "fleet"])
+            revoked = main.run(["token", "revoke", name, "--file", str(path)]) if number % 2 else 0
+            if made or revoked:
+                os._exit(made or revoked)
+
+
+@pytest.mark.timeout(300)
+def test_commands_in_several_processes_at_once_lose_no_entry(tmp_path: Path) -> None:
+    path, people = tmp_path / "access.json", ("ada", "grace", "carol")
+    fork = multiprocessing.get_context("fork")
+    running = [fork.Process(target=operator, args=(who, path)) for who in people]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(240)
+    assert [process.exitcode for process in running] == [0, 0, 0]
+    assert {entry.name for entry in read_document(path).entries} == {f"{who}-{n}" for who in people for n in range(0, EACH, 2)}
+    assert [one.name for one in tmp_path.iterdir()] == ["access.json"]
+
+
+def test_a_certificate_is_revoked_by_its_file_listed_and_taken_off_again(drctl: Drctl, tmp_path: Path) -> None:
+    path = tmp_path / "access.json"
+    pair = Authority(tmp_path / "tls").issue("worker", hosts=["worker.example.com"])
+    words = ("token", "revoke-certificate", pair.cert_file, "--file", path)
+    assert (drctl(*words).code, path.exists()) == (5, False)
+    assert drctl("token", "create", "grace", "--role", "viewer", "--file", path, "--group", "fleet").code == 0
+    done = drctl(*words, "--reason", "laptop lost", "-o", "json")
+    assert done.code == 0, done.err
+    fingerprint = json.loads(done.out)["fingerprint"]
+    named = drctl("token", "revoke-certificate", "--name", "drctl://fleet/one/a", "--file", path)
+    assert (named.code, "is revoked" in named.err) == (0, True)
+    assert drctl(*words).code == 5, "twice"
+    listed = json.loads(drctl("token", "list", "--file", path, "-o", "json").out)
+    assert [(one["fingerprint"], one["certificate"], one["reason"]) for one in listed["revoked"]] == [
+        (fingerprint, None, "laptop lost"),
+        (None, "drctl://fleet/one/a", ""),
+    ]
+    assert f"{fingerprint} (laptop lost)" in drctl("token", "list", "--file", path).out
+    assert [entry.name for entry in read_document(path).entries] == ["grace"]
+    assert drctl("token", "revoke-certificate", fingerprint, "--lift", "--file", path).code == 0
+    assert [one.certificate for one in read_document(path).revoked] == ["drctl://fleet/one/a"]
+    for wrong in ((), (fingerprint, "--name", "x")):
+        assert drctl("token", "revoke-certificate", *wrong, "--file", path).code == 2

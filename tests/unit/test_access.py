@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,17 @@ from controller.adapters.access import (
     AccessDocument,
     AccessFile,
     AccessList,
+    Revoked,
     new_token,
     read_document,
     with_entry,
     without_entry,
     write_document,
 )
+from controller.adapters.access_edit import change_document, fingerprint_of, with_revoked, without_revoked
 from controller.domain.access import ALL, ANYBODY, PERMITS, Caller, CallerRole, Names, Permit
 from controller.errors import Misconfigured, Refused, Unauthenticated, Unavailable
+from controller.lab.certificates import Authority
 
 NOW = 1_800_000_000.0
 
@@ -260,3 +265,82 @@ def test_names_hold_what_is_listed_and_what_begins_so(patterns: list[str], prefi
     if names.holds_all(prefix):
         assert names.holds(name)
     assert ALL.holds(name)
+
+
+# ---------------------------------------------------------------------------------------------------- revoked certificates
+
+PRINT = "ab" * 32
+
+
+def test_a_certificate_is_revoked_by_its_fingerprint_or_by_a_name_and_is_well_again_when_that_is_lifted() -> None:
+    _, document = made()
+    one, name = Revoked(fingerprint=PRINT, reason="lost"), Revoked(certificate="drctl://fleet/eu-west-1/a")
+    both = with_revoked(with_revoked(document, one), name)
+    known = AccessList(both)
+    assert known.is_revoked(PRINT, ())
+    assert known.is_revoked("cd" * 32, ("x", "drctl://fleet/eu-west-1/a"))
+    assert not known.is_revoked("cd" * 32, ("x", "drctl://fleet/eu-west-1/b"))
+    assert not known.is_revoked("", ())
+    assert with_entry(both, {"name": "n", "role": "viewer", "certificate": "n"}).revoked == both.revoked
+    assert without_entry(both, "worker-1").revoked == both.revoked
+    with pytest.raises(Refused, match="is revoked already"):
+        with_revoked(both, Revoked(fingerprint=PRINT))
+    assert not AccessList(without_revoked(both, PRINT, None)).is_revoked(PRINT, ())
+    with pytest.raises(Refused, match="is not revoked"):
+        without_revoked(document, PRINT, None)
+
+
+def test_what_was_revoked_stays_so_while_the_file_cannot_be_read(tmp_path: Path) -> None:
+    _, document = made()
+    path = tmp_path / "access.json"
+    write_document(path, with_revoked(document, Revoked(fingerprint=PRINT)))
+    access = AccessFile(path, "fleet", stale_seconds=60)
+    path.write_text("{")
+    for now in (0.0, 100.0):
+        assert access.look(now)
+        assert access.is_revoked(PRINT, ())
+
+
+def test_a_fingerprint_is_read_as_openssl_prints_it_and_from_a_certificates_file(tmp_path: Path) -> None:
+    pair = Authority(tmp_path).issue("one", hosts=["127.0.0.1"])
+    found = fingerprint_of(str(pair.cert_file))
+    assert found == hashlib.sha256(ssl.PEM_cert_to_DER_cert(pair.cert_file.read_text())).hexdigest()
+    colons = ":".join(found[at : at + 2] for at in range(0, 64, 2)).upper()
+    assert fingerprint_of(colons) == found
+    for bad in ("ab" * 31, str(pair.key_file), str(tmp_path / "nothing")):
+        with pytest.raises(Refused, match="neither a SHA-256 fingerprint nor") as caught:
+            fingerprint_of(bad)
+        assert "PRIVATE" not in caught.value.message
+
+
+# ------------------------------------------------------------------------------------------------------ one at a time
+
+
+def test_a_file_that_changed_under_a_change_is_left_as_it_is(tmp_path: Path) -> None:
+    _, document = made()
+    path = tmp_path / "access.json"
+    write_document(path, document)
+
+    def beside(found: AccessDocument | None) -> AccessDocument:
+        path.write_text(path.read_text() + "\n")  # somebody with an editor, who takes no lock
+        assert found is not None
+        return without_entry(found, "worker-1")
+
+    with pytest.raises(Refused, match="changed by somebody else meanwhile"):
+        change_document(path, beside)
+    assert [entry.name for entry in read_document(path).entries] == ["worker-1"]
+
+
+def test_a_change_waits_for_another_one_and_a_refused_one_gives_the_lock_back(tmp_path: Path) -> None:
+    _, document = made()
+    path = tmp_path / "access.json"
+    write_document(path, document)
+
+    def inner(_: AccessDocument | None) -> AccessDocument:
+        change_document(path, lambda found: document, patience_seconds=0.0)
+        raise AssertionError("two at a time")
+
+    with pytest.raises(Refused, match="all the time"):
+        change_document(path, inner)
+    assert change_document(path, lambda found: document, patience_seconds=0.0) == document
+    assert [one.name for one in tmp_path.iterdir()] == ["access.json"]

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.adapters.access import AccessDocument, AccessFile, new_token, with_entry, without_entry, write_document
+from controller.adapters.access import AccessDocument, AccessFile, Revoked, new_token, with_entry, without_entry, write_document
+from controller.adapters.access_edit import with_revoked
 from controller.domain.access import CallerRole
 from controller.domain.model import Encoding, Frame, IngestAnswer, Record, Role
 from controller.runtime.api import create_app
@@ -397,6 +398,29 @@ async def test_peer_routes_take_certificates_of_the_groups_controllers_and_nothi
         assert (await client.get("/v1/peers/positions")).status_code == 401, "it has ended"
         place.certificate = None
         assert (await with_token.get("/v1/peers/positions")).status_code == 401, "a token is not enough"
+
+
+async def test_a_revoked_certificate_is_refused_whatever_else_speaks_for_it_and_whoever_it_is_of(tmp_path: Path) -> None:
+    place = stand(tmp_path, peers_by_certificate=True)
+    ours, known = f"drctl://{GROUP}/eu-west-1/a", "grafana.example.com"
+    document = AccessDocument.model_validate_json(place.path.read_bytes())
+    gone = with_revoked(document, Revoked(fingerprint="ab" * 32))
+    write_document(place.path, with_revoked(gone, Revoked(certificate=f"drctl://{GROUP}/eu-west-1/b")))
+    async with place.http() as client, place.http("operator") as with_token:
+        for names, path in (({ours}, "/v1/peers/positions"), ({known}, "/v1/status")):
+            place.certificate = Certificate(frozenset(names), 2e9, "ab" * 32)
+            assert (await client.get(path)).status_code == 200, "before the file was read again"
+        assert place.access.look(1.0) == ""
+        for names, path in (({ours}, "/v1/peers/positions"), ({known}, "/v1/status"), ({known, ours}, "/v1/status")):
+            place.certificate = Certificate(frozenset(names), 2e9, "ab" * 32)
+            for caller in (client, with_token):
+                answer = await caller.get(path)
+                assert (answer.status_code, code(answer)) == (401, "unauthenticated"), path
+                assert "revoked" in answer.text
+            place.certificate = Certificate(frozenset(names), 2e9, "cd" * 32)  # the renewed one
+            assert (await client.get(path)).status_code == 200
+        place.certificate = Certificate(frozenset({f"drctl://{GROUP}/eu-west-1/b"}), 2e9, "cd" * 32)
+        assert "revoked" in (await client.get("/v1/peers/positions")).text, "by its name: renewed ones too"
 
 
 async def test_a_controller_speaks_for_itself_only(tmp_path: Path) -> None:
