@@ -1,14 +1,16 @@
 """Secrets and agents' states stay where they belong: a whole lab with marked ones loses a region, makes errors, and everything
-that people and programs can read of it is searched for the marks."""
+that people and programs can read of it is searched for the marks. TLS is on everywhere: what is looked for besides is every
+token of people and hosts and every private key of the lab. Data keys: ``tests/integration/test_secrets.py``."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,9 +20,12 @@ from controller.adapters.etcd import EtcdCoordinator
 from controller.agent.sync import Checkpoints
 from controller.cli.lab import read_settings
 from controller.lab.aws import LAB_ENVIRONMENT
+from controller.lab.secured import Secured
+from controller.lab.supervisor import APPROVERS, REQUESTER
 from tests.support.running_lab import ROOT, RunningLab
+from tests.support.secrets import Marks, key_marks
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OFFSET = 10000 + random.Random(os.getpid() + 2).randrange(0, 9000)
 HOME, NEXT, THIRD = "eu-west-1", "eu-central-1", "us-east-1"
@@ -32,12 +37,14 @@ SECRETS = {
     "webhook query": "MARKwebhookquery08be",
 }
 BODY = "MARKcheckpointbody4e6d"
-MARKS = {**SECRETS, "an agent's state": BODY}
+HOST = "worker-1"
 
-READING = (
-    ("status",), ("lag",), ("agents",), ("members",), ("incidents",), ("audit",), ("audit", "verify"), ("plan", "list"),
-    ("checkpoints", "list", "agent-1"),
+COMMANDS: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("status",), 0), (("lag",), 0), (("agents",), 0), (("members",), 0), (("incidents",), 0), (("audit",), 0),
+    (("audit", "verify"), 0), (("plan", "list"), 0), (("checkpoints", "list", "agent-1"), 0), (("plan", "show", "PLAN"), 0),
+    (("journal", "PLAN"), 0), (("status", "--endpoint", "SILENT"), 3), (("plan", "failover", "--to", "mars"), 5),
 )  # fmt: skip
+"""What people type, and the exit code that each must have: a command that fails early shows nothing and proves nothing."""
 SILENT = "http://127.0.0.1:1"
 PATHS = (
     "/", "/v1/status", "/v1/lag", "/v1/members", "/v1/incidents", "/v1/plans", "/v1/audit", "/v1/agents", "/metrics", "/readyz",
@@ -53,12 +60,28 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningLab]
         monkeypatch.setenv(name, LAB_ENVIRONMENT[name])
     settings = read_settings(None)
     settings["notify"]["webhook_url"] += f"/{SECRETS['webhook path']}?token={SECRETS['webhook query']}"
-    with RunningLab(tmp_path / "lab", offset=OFFSET, settings=settings) as running:
+    with RunningLab(tmp_path / "lab", offset=OFFSET, settings=settings, tls=True) as running:
         yield running
 
 
-def found_in(texts: Mapping[str, str]) -> list[str]:
-    return [f"{what} in {place}" for place, text in texts.items() for what, mark in MARKS.items() if mark in text]
+def marks_of(lab: RunningLab) -> Marks:
+    """Everything that must be nowhere, by what it is."""
+    secured = secured_of(lab)
+    folder = lab.lab.topology.state_dir
+    keys = [line for path in sorted((folder / "tls").glob("*-key.pem")) for line in key_marks(path)]
+    tokens = [path.read_text().strip() for path in sorted((folder / "tokens").iterdir())]
+    assert len(tokens) > len(APPROVERS), "nobody was given a token"
+    hashes = [entry["sha256"] for entry in json.loads(secured.access_file.read_text())["entries"]]
+    return Marks(
+        {what: [mark] for what, mark in SECRETS.items()}
+        | {"an agent's state": [BODY], "a token": tokens, "the secret of a token": [one.rsplit(".", 1)[1] for one in tokens]}
+        | {"a private key": keys, "a hash of the access file": hashes}
+    )
+
+
+def secured_of(lab: RunningLab) -> Secured:
+    assert lab.lab.secured is not None
+    return lab.lab.secured
 
 
 def logs_of(lab: RunningLab) -> dict[str, str]:
@@ -76,37 +99,50 @@ def arguments_of(lab: RunningLab) -> dict[str, str]:
 
 
 def pages_of(lab: RunningLab) -> dict[str, str]:
-    texts = {}
-    with httpx.Client(timeout=10.0, trust_env=False) as client:
+    texts, secured = {}, secured_of(lab)
+    with httpx.Client(timeout=10.0, trust_env=False, verify=secured.context()) as client:
         for url in lab.urls(NEXT) + lab.urls(THIRD):
-            for path in PATHS:
-                answer = client.get(url + path)
-                texts[url + path] = f"{answer.headers}\n{answer.text}"
-            texts[f"POST {url}"] = client.post(f"{url}/v1/plans", content=b'{"target": 3}').text
+            for who in (REQUESTER, HOST):
+                headers = {"Authorization": f"Bearer {secured.token_file(who).read_text().strip()}"}
+                for path in PATHS:
+                    answer = client.get(url + path, headers=headers)
+                    assert answer.status_code != 401, (who, path, answer.text)
+                    texts[f"{url}{path} as {who}"] = f"{answer.headers}\n{answer.text}"
+                texts[f"POST {url} as {who}"] = client.post(f"{url}/v1/plans", content=b'{"target": 3}', headers=headers).text
+                cut = {"Authorization": headers["Authorization"][:-1]}
+                texts[f"{url} with a cut token of {who}"] = client.get(f"{url}/v1/status", headers=cut).text
     return texts
 
 
 def typed(lab: RunningLab, plan: str) -> dict[str, str]:
-    texts = {}
-    commands = [*READING, ("plan", "show", plan), ("journal", plan), ("status", "--endpoint", SILENT)]
-    for words in commands:
+    texts, words_for = {}, {"PLAN": plan, "SILENT": SILENT}
+    for typed_words, code in COMMANDS:
+        words = [words_for.get(word, word) for word in typed_words]
         # Each command is a process; that tables and YAML show nothing more is in tests/integration/test_secrets.py.
         for output in ("json", "table") if words[0] in ("status", "plan") else ("json",):
             ran = subprocess.run(
                 [sys.executable, "-m", "controller", "--output", output, *words],
                 cwd=ROOT,
-                env={**os.environ, "DR_CONFIG": str(lab.lab.topology.operator_config), "DRCTL_DEBUG": "1"},
+                env={
+                    **os.environ,
+                    "DR_CONFIG": str(lab.lab.topology.operator_config),
+                    "DRCTL_DEBUG": "1",
+                    **secured_of(lab).environment(REQUESTER),
+                },
                 capture_output=True,
                 text=True,
                 timeout=120,
                 check=False,
             )
+            assert ran.returncode == code, f"drctl {' '.join(words)}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}"
             texts[f"drctl {' '.join(words)} ({output})"] = ran.stdout + ran.stderr
     return texts
 
 
 async def kept_in_etcd(lab: RunningLab) -> dict[str, str]:
-    coordinator = EtcdCoordinator(lab.lab.etcd_endpoints, call_timeout_seconds=5.0)
+    tls = secured_of(lab).etcd()
+    files = {"ca_file": str(tls.ca_file), "cert_file": str(tls.cert_file), "key_file": str(tls.key_file)}
+    coordinator = EtcdCoordinator(lab.lab.etcd_endpoints, call_timeout_seconds=5.0, **files)
     try:
         return {item.key: item.value.decode(errors="replace") for item in await coordinator.list("/")}
     finally:
@@ -114,7 +150,11 @@ async def kept_in_etcd(lab: RunningLab) -> dict[str, str]:
 
 
 def test_no_secret_and_no_state_is_in_logs_pages_plans_audit_or_arguments(lab: RunningLab) -> None:
-    with Checkpoints(lab.urls()) as client:
+    secured = secured_of(lab)
+    lab.call(secured.make_host, HOST)
+    lab.until(lambda: lets_in(lab), "the controllers to have read the access file")
+    token, ca = secured.token_file(HOST), secured.ca_file
+    with Checkpoints(lab.urls(), token_file=token, ca_file=ca, timeout_seconds=60.0) as client:
         for number in range(20):
             client.put("agent-1", f"r{number}", f"{BODY} {number}".encode(), copies=2)
         # Errors on every road: a receiver that is gone, a region that is gone, requests that make no sense.
@@ -128,7 +168,7 @@ def test_no_secret_and_no_state_is_in_logs_pages_plans_audit_or_arguments(lab: R
 
     logs, etcd = logs_of(lab), asyncio.run(kept_in_etcd(lab))
     everything = {**logs, **arguments_of(lab), **pages_of(lab), **typed(lab, plan), **etcd}
-    assert found_in(everything) == []
+    assert marks_of(lab).found_in(everything) == []
 
     # What was searched is what was meant: the secrets were in use, and the errors were written down.
     controllers = [one for one in lab.lab.processes() if one.kind == "controller" and Path(f"/proc/{one.pid}").exists()]
@@ -143,5 +183,8 @@ def test_no_secret_and_no_state_is_in_logs_pages_plans_audit_or_arguments(lab: R
     assert plan in said
 
 
-def test_a_mark_would_be_found() -> None:
-    assert found_in({"a page": f"… {BODY} …", "a log": "nothing"}) == ["an agent's state in a page"]
+def lets_in(lab: RunningLab) -> bool:
+    """Whether every controller knows the host's token, which was made a moment ago."""
+    headers = {"Authorization": f"Bearer {secured_of(lab).token_file(HOST).read_text().strip()}"}
+    with httpx.Client(verify=secured_of(lab).context(), trust_env=False, timeout=10) as http:
+        return all(http.get(f"{url}/v1/status", headers=headers).status_code == 403 for url in lab.urls())

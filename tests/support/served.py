@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
+import os
 import socket
 import threading
 import time
@@ -28,11 +29,15 @@ import uvicorn
 from controller.adapters.access import AccessDocument, new_token, read_document, with_entry, write_document
 from controller.adapters.clock import SystemClock
 from controller.adapters.identity import SshIdentity, generate_key, sign
+from controller.adapters.keyring import Keyring
 from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
 from controller.adapters.memory.gate import FaultGate
+from controller.adapters.memory.key_service import MemoryKeyService, MemoryKms
 from controller.adapters.memory.pager import MemoryPager
 from controller.adapters.memory.region_store import MemoryRegionStore, MemoryStore
 from controller.adapters.memory.traffic import MemoryResolver, MemoryTraffic, MemoryZone
+from controller.adapters.sealed_store import SealedStore, Sealer
+from controller.adapters.sealing import KEY_BYTES
 from controller.domain.approval import NAMESPACE, statement
 from controller.domain.promotion import State
 from controller.lab.certificates import Authority
@@ -90,14 +95,25 @@ class ServedController:
 
     ``folder`` receives the approvers' keys. ``changes`` are sections of the settings, such as ``stream={"copies": 2}``.
     ``secured``: APIs over TLS, callers known by tokens (``token``), controllers by certificates; ``ca_file`` vouches for them.
+    ``sealed``: objects are sealed by each region's own KMS, which is lost with its region.
     """
 
     def __init__(
-        self, folder: Path, *, ttl_seconds: int = 2, twin: bool = False, secured: bool = False, **changes: Any
+        self,
+        folder: Path,
+        *,
+        ttl_seconds: int = 2,
+        twin: bool = False,
+        secured: bool = False,
+        sealed: bool = False,
+        **changes: Any,
     ) -> None:
         self._folder = folder
         self.signer = Authority(folder / "tls") if secured else None
         self.access_file = folder / "access.json"
+        self.plain_keys: list[bytes] = []
+        """Every key that a KMS ever made or has: nobody may show them."""
+        self.kms = {region: MemoryKms(region, self._remembered) for region in REGIONS} if sealed else {}
         self._ttl = ttl_seconds
         self._changes = changes
         self._loop = asyncio.new_event_loop()
@@ -118,6 +134,11 @@ class ServedController:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             url = f"http{'s' if secured else ''}://127.0.0.1:{listening.getsockname()[1]}"
             self.places[name] = _Place(name, region, listening, url, stores[region])
+
+    def _remembered(self, count: int) -> bytes:
+        made = os.urandom(count)
+        self.plain_keys += [made] if count == KEY_BYTES else []
+        return made
 
     # -------------------------------------------------------------------------------------------------------- life
 
@@ -180,9 +201,13 @@ class ServedController:
         place.credentials = credentials
         tls = credentials.client.context if credentials.client is not None else None
         place.peers = HttpPeers(10.0, tls=tls, token=credentials.peer_token)
+        services = {other: MemoryKeyService(kms, place.gates[other]) for other, kms in self.kms.items()}
+        seals = Keyring(GROUP, services, home=place.region, clock=self._clock) if services else None
+        sealer = Sealer(GROUP, seals)
+        stores = {other: MemoryRegionStore(self.places[other].store, place.gates[other]) for other in REGIONS}
         ports = Ports(
             coordinator=MemoryCoordinator(self._cluster, gate),
-            stores={other: MemoryRegionStore(self.places[other].store, place.gates[other]) for other in REGIONS},
+            stores={other: SealedStore(store, sealer) for other, store in stores.items()},
             traffic=MemoryTraffic(self._zone, REGIONS, gate),
             resolver=MemoryResolver(self._zone),
             identity=SshIdentity(self._folder / "allowed_signers", NAMESPACE, self._clock.wall),
@@ -190,6 +215,7 @@ class ServedController:
             clock=self._clock,
             new_id=lambda: f"plan-{next(self._ids)}",
             peers=place.peers,
+            seals=seals,
         )
 
         def say(event: str, **more: object) -> None:
