@@ -31,6 +31,7 @@ from controller.domain.model import (
     SegmentRef,
     SnapshotRef,
 )
+from controller.domain.sealing import KmsSeen
 
 # ---------------------------------------------------------------------------------------------------------- coordination
 
@@ -375,6 +376,10 @@ class Seals(Protocol):
 
     async def reach(self) -> Mapping[str, str]:
         """Region → "" (its KMS wraps now) or why not; empty while nothing new is sealed. Asked anew at most twice a minute."""
+        ...
+
+    def seen(self) -> tuple[KmsSeen, ...]:
+        """Each region's KMS as it was last seen; none while nothing new is sealed. No I/O."""
         ...
 
     def warnings(self) -> tuple[str, ...]:

@@ -14,11 +14,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from time import gmtime, strftime
 from typing import Any
 
+from controller.adapters.kms_seen import KmsAnswers
 from controller.adapters.sealing import DataKey, Envelope, Wrap
 from controller.domain.model import Fence
-from controller.domain.sealing import tenure_lacks
+from controller.domain.sealing import KmsSeen, tenure_lacks
 from controller.errors import Corrupt, DrError, Misconfigured, Unavailable
 from controller.ports import Clock, KeyService
 
@@ -36,7 +38,8 @@ class WriterKey:
     key: DataKey
     epoch: int
     made_at: float
-    """Monotonic."""
+    """Monotonic; ``made_wall`` is the same moment for people."""
+    made_wall: float
     wraps: tuple[Wrap, ...]
     missing: dict[str, str] = field(default_factory=dict)
     """Region → why its KMS has not wrapped it."""
@@ -77,9 +80,12 @@ class Keyring:
         self._failed: OrderedDict[tuple[str, bytes, tuple[str, ...]], tuple[DrError, float]] = OrderedDict()
         self._unwrapping: dict[tuple[str, bytes, tuple[str, ...]], asyncio.Task[DataKey]] = {}
         self._added: OrderedDict[tuple[bytes, str], tuple[Wrap | DrError, float]] = OrderedDict()
+        self._tried: OrderedDict[tuple[str, bytes], tuple[bool, float]] = OrderedDict()
+        """A region's wrap → whether its KMS opens it, and until when (monotonic) that counts."""
         self._silent: dict[str, float] = {}
         """Region → monotonic time at which its KMS last did not answer."""
         self._reached: tuple[dict[str, str], float] | None = None
+        self._answers = KmsAnswers(services, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     # ----------------------------------------------------------------------------------------------------------- writing
@@ -126,11 +132,13 @@ class Keyring:
                 key = DataKey.of(made.plain)
             except DrError as error:
                 self._note(maker, error)
+                self._answers.note(maker, error.message)
                 missing[maker] = error.message
                 failures.append(error)
                 continue
             now = self._clock.monotonic()
-            writer = WriterKey(key, epoch, now, (Wrap(maker, made.wrapped),), missing, now)
+            self._answers.note(maker, "")
+            writer = WriterKey(key, epoch, now, self._clock.wall(), (Wrap(maker, made.wrapped),), missing, now)
             await self._wrap_for(writer, stream, [other for other in self._order if other != maker and other not in missing])
             return writer
         raise _all_failed(f"no region's KMS makes a data key for stream {stream}", missing, failures)
@@ -147,6 +155,7 @@ class Keyring:
 
         answers = await asyncio.gather(*(one(region) for region in regions))
         for region, answer in zip(regions, answers, strict=True):
+            self._answers.note(region, "" if isinstance(answer, Wrap) else answer.message)
             if isinstance(answer, Wrap):
                 writer.wraps = self._sorted((*writer.wraps, answer))
                 writer.missing.pop(region, None)
@@ -181,10 +190,15 @@ class Keyring:
         self._tasks[stream] = asyncio.create_task(work, name=f"data-key-{stream}")
 
     async def with_wrap(self, stream: str, key: DataKey, envelope: Envelope, region: str) -> tuple[Wrap, ...]:
-        """The envelope's wraps and one for ``region``, where its KMS gives one. What it refuses is not asked again for a
-        while. Never raises for that: whether they suffice is judged where the object is put."""
-        if region in envelope.wrapped_for or region not in self._services:
+        """The envelope's wraps and one for ``region``, where its KMS gives one. A wrap of a key that it does not have any more
+        does not count, and is replaced. What it refuses is not asked again for a while. Never raises for that: whether they
+        suffice is judged where the object is put."""
+        if region not in self._services:
             return envelope.wraps
+        mine = next((wrap for wrap in envelope.wraps if wrap.region == region), None)
+        if mine is not None and await self._opens(stream, mine):
+            return envelope.wraps
+        others = tuple(wrap for wrap in envelope.wraps if wrap.region != region)
         now = self._clock.monotonic()
         known = self._added.get((key.name, region))
         if known is None or (isinstance(known[0], DrError) and now - known[1] >= ASK_AGAIN_SECONDS):
@@ -196,7 +210,24 @@ class Keyring:
                 answer = error
             known = self._added[key.name, region] = answer, now
             _bound(self._added, MAX_KEYS)
-        return envelope.wraps if isinstance(known[0], DrError) else self._sorted((*envelope.wraps, known[0]))
+        return others if isinstance(known[0], DrError) else self._sorted((*others, known[0]))
+
+    async def _opens(self, stream: str, wrap: Wrap) -> bool:
+        """Whether the wrap's own KMS opens it. One that cannot be asked now is not taken for one that does not."""
+        name, now = (wrap.region, wrap.data), self._clock.monotonic()
+        known = self._tried.get(name)
+        if known is None or now >= known[1]:
+            opens, until = True, float("inf")
+            try:
+                await self._services[wrap.region].unwrap(wrap.data, self._context(stream))
+            except Corrupt:
+                opens = False
+            except DrError as error:
+                self._note(wrap.region, error)
+                until = now + ASK_AGAIN_SECONDS
+            known = self._tried[name] = opens, until
+            _bound(self._tried, MAX_KEYS)
+        return known[0]
 
     # ----------------------------------------------------------------------------------------------------------- reading
 
@@ -242,6 +273,7 @@ class Keyring:
     async def _ask(self, stream: str, envelope: Envelope) -> DataKey:
         failures: dict[str, str] = {}
         errors: list[DrError] = []
+        wrong: list[str] = []
         wraps = {wrap.region: wrap for wrap in envelope.wraps}
         for region in self._by_trust([one for one in self._order if one in wraps]):
             try:
@@ -252,7 +284,10 @@ class Keyring:
                 self._note(region, error)
                 failures[region] = error.message
                 errors.append(error)
+                wrong += [region] if isinstance(error, Corrupt) else []
                 continue
+            for one in wrong:
+                self._answers.note_dead(one, key.name)
             return key
         for region in wraps:
             failures.setdefault(region, "the settings have no key there")
@@ -282,7 +317,23 @@ class Keyring:
 
             answers = await asyncio.gather(*(one(self._services[region]) for region in self._order))
             self._reached = dict(zip(self._order, answers, strict=True)), now
+            for region, why in self._reached[0].items():
+                self._answers.note(region, why)
         return self._reached[0]
+
+    def note_object(self, store: str, key: str, wrapped_for: tuple[str, ...]) -> None:
+        """An object that was read from a store, and whose KMS opens it."""
+        self._answers.note_object(store, key, wrapped_for)
+
+    def seen(self) -> tuple[KmsSeen, ...]:
+        """See ``ports.Seals``."""
+        if not self.enabled:
+            return ()
+        lacking = {
+            region: {name: writer.made_wall if region in writer.missing else 0.0 for name, writer in self._writers.items()}
+            for region in self._order
+        }
+        return self._answers.seen(lacking)
 
     def warnings(self) -> tuple[str, ...]:
         """See ``ports.Seals``."""
@@ -290,9 +341,27 @@ class Keyring:
         for stream, writer in sorted(self._writers.items()):
             if writer.missing:
                 missing = "; ".join(f"{region}: {why}" for region, why in sorted(writer.missing.items()))
-                told.append(f"stream {stream} is sealed for the KMS of {', '.join(writer.wrapped_for)} only ({missing})")
+                told.append(
+                    f"stream {stream} is sealed for the KMS of {', '.join(writer.wrapped_for)} only ({missing}), "
+                    f"since {_utc(writer.made_wall)}"
+                )
             if writer.overdue:
                 told.append(f"the data key of stream {stream} is due for rotation ({writer.overdue})")
+        told += [
+            f"the KMS of {one.region} has not wrapped data keys since {_utc(one.since)} ({one.why})"
+            for one in self.seen()
+            if one.wraps is False
+        ]
+        told += [
+            f"{one.alone:,} objects are sealed for the KMS of {one.region} alone; other regions' copies of them are not"
+            for one in self.seen()
+            if one.alone
+        ]
+        told += [
+            f"the KMS of {one.region} does not open {one.dead:,} data keys that it once wrapped: what they seal leans on others"
+            for one in self.seen()
+            if one.dead
+        ]
         return tuple(told)
 
     async def close(self) -> None:
@@ -333,6 +402,10 @@ def _all_failed(what: str, why: Mapping[str, str], errors: list[DrError]) -> DrE
     if any(isinstance(error, Misconfigured) for error in errors):
         return Misconfigured(message, hint="let this role use the keys of regions.NAME.kms_key, and keep them enabled")
     return Corrupt(message, hint="repair the object from another region: drctl verify, then drctl repair")
+
+
+def _utc(wall: float) -> str:
+    return strftime("%Y-%m-%d %H:%M:%S UTC", gmtime(wall))
 
 
 def _bound(cache: OrderedDict[Any, Any], most: int) -> None:

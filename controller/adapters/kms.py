@@ -89,13 +89,16 @@ class AwsKeyService:
         return wrapped
 
     async def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        *others, last = (self._key, *self._former)
-        for key in others:
+        unusable: Misconfigured | None = None
+        for key in (self._key, *self._former):
             try:
                 return await self._unwrap_with(key, wrapped, context)
-            except Corrupt:
-                continue  # as far as this key can tell
-        return await self._unwrap_with(last, wrapped, context)
+            except Corrupt as error:
+                wrong = error  # as far as this key can tell
+            except Misconfigured as error:
+                unusable = unusable or error  # perhaps it was another one that wrapped it
+        # What a disabled or denied key wrapped is not known to be damaged.
+        raise unusable or wrong
 
     async def _unwrap_with(self, key: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         answer = await self._ask("Decrypt", KeyId=key, CiphertextBlob=wrapped, EncryptionContext=dict(context))

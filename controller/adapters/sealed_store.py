@@ -117,6 +117,7 @@ class Sealer:
             found = sealing.read_envelope(data)
             if found is None:
                 return data
+            self._note(ref, found[0], region)
             key, envelope, begin = await self._opening(ref, *found)
             plain = await _work(len(data), lambda: sealing.open_sealed(key, envelope, data, begin))
         except DrError as error:
@@ -131,6 +132,7 @@ class Sealer:
             found = sealing.read_envelope(data)
             if found is None:
                 return data
+            self._note(ref, found[0], region)
             key, envelope, begin = await self._opening(ref, *found)
             plain = await _work(len(data), lambda: sealing.open_damaged(key, envelope, data, begin))
         except Corrupt:
@@ -150,6 +152,10 @@ class Sealer:
                 hint="set regions.NAME.kms_key as the other controllers of the group have it",
             )
         return await self.keyring.unwrap(ref.stream, envelope), envelope, begin
+
+    def _note(self, ref: Ref, envelope: Envelope, region: str) -> None:
+        if self.keyring is not None:
+            self.keyring.note_object(region, ref.key, envelope.wrapped_for)
 
     def _remember(self, ref: Ref, envelope: Envelope) -> None:
         self._origins[ref] = envelope

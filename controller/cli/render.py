@@ -18,6 +18,7 @@ from rich.text import Text
 from controller.domain.model import AgentSeen, Member, RegionLag, Unknown
 from controller.domain.plan import Loss, Plan
 from controller.domain.promotion import PlanRecord, State
+from controller.domain.sealing import KmsSeen
 from controller.domain.text import visible
 from controller.runtime import wording
 from controller.runtime.api_documents import LagDocument
@@ -315,6 +316,9 @@ def print_status(console: Console, status: Status) -> None:
         if region.salvage:
             count = sum(piece.last_seq - piece.first_seq + 1 for piece in region.salvage)
             _fact(console, "salvage", text(f"{region.region}: {count:,} segments set aside (drctl salvage list)", "yellow"))
+    if status.kms:
+        well = all(one.wraps is True for one in status.kms)
+        _fact(console, "KMS", text("; ".join(_kms(one, status.at) for one in status.kms), "" if well else "yellow", 1000))
     _fact(console, "agents", f"{status.agents:,}")
     for record in status.plans:
         plan = record.plan
@@ -332,6 +336,16 @@ def print_status(console: Console, status: Status) -> None:
     _fact(
         console, "seen by", text(f"{status.region}/{status.instance} ({status.role.value}{right}) at {stamp(status.at)}", "dim")
     )
+
+
+def _kms(seen: KmsSeen, at: float) -> str:
+    """Whether a region's KMS wraps, and for which streams that were sealed without it."""
+    if isinstance(seen.wraps, Unknown):
+        words = f"{seen.region} {wording.unknown(seen.wraps, at)} ({seen.wraps.why})"
+    else:
+        words = f"{seen.region} {'wraps' if seen.wraps else f'HAS NOT WRAPPED for {duration(max(0.0, at - seen.since))}'}"
+    lacking = sorted(stream for stream, since in seen.streams.items() if since)
+    return f"{words} (missing for {', '.join(lacking)})" if lacking else words
 
 
 def _print_streams(console: Console, status: Status) -> None:

@@ -8,9 +8,31 @@ the store and the KMS that opens it are lost together, or neither is.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from controller.domain.model import Unknown
 
 ENOUGH_WRAPS = 2
 """Any one of them may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class KmsSeen:
+    """One region's KMS, as one controller sees it."""
+
+    region: str
+    wraps: bool | Unknown
+    """Whether it wrapped a data key when it was last asked."""
+    since: float
+    """Wall time since which it has not; 0: it does, or nobody knows."""
+    why: str
+    """What it said instead."""
+    streams: Mapping[str, float]
+    """Stream that this controller seals → wall time since which its data key lacks this region's wrap; 0: it has it."""
+    alone: int = 0
+    """Objects that this KMS alone opens, of those that this controller has read: at least so many."""
+    dead: int = 0
+    """Data keys that this KMS once wrapped and does not open any more, of those that this controller has tried there."""
 
 
 def store_lacks(region: str, wrapped_for: Collection[str]) -> str | None:

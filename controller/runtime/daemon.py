@@ -25,6 +25,7 @@ from controller.runtime.api import create_app
 from controller.runtime.api_server import server_config
 from controller.runtime.controller import Controller
 from controller.runtime.credentials import Credentials, CredentialWatch, entrance
+from controller.runtime.key_watch import KeyWatch
 from controller.runtime.logs import configure_logging
 from controller.runtime.wiring import build_ports, check_aws_account
 from controller.settings import Settings
@@ -102,13 +103,14 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
         )
         server = _Server(server_config(app, credentials.server, host=settings.api.host, port=settings.api.port))
         watch = CredentialWatch(settings, credentials, clock, controller.warn, ports.pager)
-        await _until_told(controller, server, watch, log)
+        await _until_told(controller, server, watch, KeyWatch(ports.seals, clock, ports.pager), log)
 
 
 async def _until_told(
     controller: Controller,
     server: uvicorn.Server,
     credentials: CredentialWatch,
+    keys: KeyWatch,
     log: structlog.typing.FilteringBoundLogger,
 ) -> None:
     """Runs the controller beside its API until a signal comes or one of them ends by itself (a bug, or a port in use)."""
@@ -120,13 +122,15 @@ async def _until_told(
     work = asyncio.create_task(controller.run(), name="controller")
     waiting = asyncio.create_task(told.wait(), name="told")
     looking = asyncio.create_task(credentials.run(), name="credentials")
+    asking = asyncio.create_task(keys.run(), name="kms")
     _calm_collector()
     log.info("serving", reason=f"listening on {server.config.host}:{server.config.port}")
-    done, _ = await asyncio.wait({api, work, waiting, looking}, return_when=asyncio.FIRST_COMPLETED)
-    for one in (work, looking):
+    done, _ = await asyncio.wait({api, work, waiting, looking, asking}, return_when=asyncio.FIRST_COMPLETED)
+    for one in (work, looking, asking):
         if one in done:
             one.result()  # a bug: say it and die at once; the lease expires
     looking.cancel()
+    asking.cancel()
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     await controller.stop()

@@ -302,6 +302,7 @@ class Desk(ABC):
                 positions=self._positions(),
                 warnings=self._all_warnings(plans),
                 failsafe_since=min(self._failsafe().values(), default=0.0),
+                kms=() if self._ports.seals is None else self._ports.seals.seen(),
                 regions=tuple(self._settings.regions),
             )
         )
@@ -396,6 +397,8 @@ class Desk(ABC):
             reports,
             self._kept(),
             {stream: self._clock.wall() - since for stream, since in self._failsafe().items()},
+            () if self._ports.seals is None else self._ports.seals.seen(),
+            now=self._clock.wall(),
         )
 
     def _kept(self) -> dict[str, Kept]:

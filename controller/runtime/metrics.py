@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from controller.domain.model import Role, StreamReport, Unknown
+from controller.domain.sealing import KmsSeen
 from controller.domain.text import MAX_LINE_CHARS, visible
 
 
@@ -75,6 +76,25 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._kms = Gauge(
+            "dr_kms_unusable_seconds",
+            "How long the KMS of region `kms` has not wrapped data keys; 0: it does",
+            (*base, "kms"),
+            registry=self._registry,
+        )
+        self._alone = Gauge(
+            "dr_objects_of_one_kms",
+            "Objects that this controller has read and that the KMS of region `kms` alone opens",
+            (*base, "kms"),
+            registry=self._registry,
+        )
+        self._wraps = Gauge(
+            "dr_wrap_missing_seconds",
+            "How long the data key of a stream that is held here has lacked the wrap of region `kms`; 0: it has it",
+            (*base, "stream", "kms"),
+            registry=self._registry,
+        )
+
     def render(
         self,
         role: Role,
@@ -85,9 +105,13 @@ class Metrics:
         reports: Sequence[StreamReport],
         kept: Mapping[str, Kept],
         failsafe: Mapping[str, float],
+        kms: Sequence[KmsSeen] = (),
+        *,
+        now: float = 0.0,
     ) -> bytes:
         """The text exposition. ``epochs``: of the streams that this instance holds; ``reports``: its own newest ones; ``kept``:
-        of every stream whose head was read; ``failsafe``: seconds for which held streams have gone on past their lease."""
+        of every stream whose head was read; ``failsafe``: seconds for which held streams have gone on past their lease;
+        ``kms``: see ``Seals.seen``, at the wall time ``now``."""
         for known in Role:
             self._role.labels(*self._labels, known.value).set(1 if known is role else 0)
         self._right.labels(*self._labels).set(right_seconds)
@@ -98,6 +122,7 @@ class Metrics:
         for gauge in (self._stream_epoch, self._lag_seconds, self._lag_records, self._exposure, self._failsafe):
             gauge.clear()
         self._set_kept(kept)
+        self._set_kms(kms, now)
         for stream, epoch in epochs.items():
             self._stream_epoch.labels(*self._labels, stream).set(epoch)
             self._failsafe.labels(*self._labels, stream).set(failsafe.get(stream, 0.0))
@@ -110,6 +135,16 @@ class Metrics:
                 if not isinstance(region.records, Unknown):
                     self._lag_records.labels(*self._labels, _label(report.stream), _label(region.region)).set(region.records)
         return generate_latest(self._registry)
+
+    def _set_kms(self, kms: Sequence[KmsSeen], now: float) -> None:
+        for gauge in (self._kms, self._wraps, self._alone):
+            gauge.clear()
+        for one in kms:
+            if not isinstance(one.wraps, Unknown):
+                self._kms.labels(*self._labels, one.region).set(0.0 if one.wraps else now - one.since)
+            self._alone.labels(*self._labels, one.region).set(one.alone)
+            for stream, since in one.streams.items():
+                self._wraps.labels(*self._labels, stream, one.region).set(now - since if since else 0.0)
 
     def _set_kept(self, kept: Mapping[str, Kept]) -> None:
         for gauge in (self._base, self._snapshot_age, self._kept_bytes, self._head_entries, self._forks):

@@ -31,6 +31,7 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import PlanRecord
+from controller.domain.sealing import KmsSeen
 from controller.runtime.archive_documents import ArchiveService, MendService, RestoreService, VerifyService
 from controller.runtime.salvage_documents import SalvageService
 
@@ -105,6 +106,8 @@ class Status:
     warnings: tuple[str, ...] = ()
     failsafe_since: float = 0.0
     """Wall time since which this instance goes on past its lease, etcd being unreachable for every region; 0: it does not."""
+    kms: tuple[KmsSeen, ...] = ()
+    """Each region's KMS; none while nothing is sealed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from time import gmtime, strftime
 from controller.domain import lag
 from controller.domain.model import Authority, Head, Holder, Member, Position, RegionLag, Role, StreamReport, Unknown
 from controller.domain.promotion import PlanRecord, State
+from controller.domain.sealing import KmsSeen
 from controller.ports import TrafficState
 from controller.runtime.service import Incident, RegionStatus, Status
 
@@ -40,6 +41,7 @@ class Observation:
     warnings: tuple[str, ...]
     regions: Sequence[str]
     failsafe_since: float = 0.0
+    kms: tuple[KmsSeen, ...] = ()
 
 
 def compose(seen: Observation) -> Status:
@@ -76,6 +78,7 @@ def compose(seen: Observation) -> Status:
         positions=seen.positions,
         warnings=seen.warnings,
         failsafe_since=seen.failsafe_since,
+        kms=seen.kms,
     )
 
 

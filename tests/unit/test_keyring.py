@@ -11,11 +11,13 @@ from controller.adapters import sealing
 from controller.adapters.keyring import ASK_AGAIN_SECONDS, MAX_KEYS, Keyring, WriterKey
 from controller.adapters.memory.gate import FaultGate
 from controller.adapters.memory.key_service import MemoryKeyService, MemoryKms
+from controller.adapters.memory.pager import MemoryPager
 from controller.adapters.sealing import Envelope, Place, Wrap
-from controller.domain.model import Fence, SegmentRef
+from controller.domain.model import Fence, SegmentRef, Unknown
 from controller.domain.sealing import store_lacks
 from controller.errors import Corrupt, Misconfigured, Unavailable
 from controller.lab.virtual_time import VirtualClock, run_virtual
+from controller.runtime.key_watch import LOOK_SECONDS, RUNBOOK, KeyWatch
 
 A, B, C = "eu-west-1", "eu-central-1", "us-east-1"
 DAY = 86_400.0
@@ -311,5 +313,118 @@ def test_no_key_is_shown_by_what_holds_them() -> None:
             for key in (writer.key.plain, made.plain):
                 assert key.hex() not in shown
                 assert repr(key)[2:-1] not in shown
+
+    told(story)
+
+
+# --------------------------------------------------------------------------------------------------- what people are shown
+
+
+def test_a_kms_that_nobody_asked_is_unknown_and_one_that_refuses_is_told_with_since_when() -> None:
+    async def story() -> None:
+        rig = Rig(A, B, C)
+        ring = rig.keyring()
+        assert {one.region: one.wraps.why for one in ring.seen() if isinstance(one.wraps, Unknown)} == dict.fromkeys(
+            (A, B, C), "it was not asked yet"
+        )
+        await ring.writer("s00", 1)
+        assert all(one.wraps is True and one.streams == {"s00": 0.0} for one in ring.seen())
+        rig.kms[C].disabled = True
+        await rig.clock.sleep(100)
+        assert ring.warnings() == (), "the data key is wrapped for all, so nothing asked: that is what the watch is for"
+        await ring.reach()
+        began = rig.clock.wall()
+        for _ in range(3):
+            await rig.clock.sleep(60)
+            await ring.reach()
+        gone = next(one for one in ring.seen() if one.region == C)
+        assert (gone.wraps, gone.since, gone.streams) == (False, began, {"s00": 0.0})
+        assert "disabled" in gone.why
+        assert f"the KMS of {C} has not wrapped data keys since " in ring.warnings()[0]
+        await ring.writer("s00", 2)  # a tenure that begins now
+        lacking = next(one for one in ring.seen() if one.region == C)
+        assert lacking.streams == {"s00": rig.clock.wall()}
+        assert any(f"is sealed for the KMS of {B}, {A} only ({C}:" in warning for warning in ring.warnings())
+        await rig.clock.sleep(301)
+        assert all(isinstance(one.wraps, Unknown) for one in ring.seen()), "an old answer says nothing about now"
+        rig.kms[C].disabled = False
+        await ring.reach()
+        assert all(one.wraps is True for one in ring.seen())
+        assert rig.keyring(enabled=False).seen() == ()
+
+    told(story)
+
+
+def test_the_watch_pages_once_for_a_kms_that_stays_away_and_not_for_a_moment() -> None:
+    async def story() -> None:
+        rig, pager = Rig(A, B), MemoryPager()
+        watch = KeyWatch(rig.keyring(), rig.clock, pager)
+        for cut, looks, pages in ((True, 3, 0), (False, 1, 0), (True, 3, 0), (True, 4, 1), (False, 1, 1), (True, 4, 2)):
+            rig.cut(*([B] if cut else []))
+            for _ in range(looks):
+                await watch.look()
+                await rig.clock.sleep(LOOK_SECONDS)
+            assert len(pager.pages) == pages, (cut, looks)
+        assert {(page.key, page.runbook) for page in pager.pages} == {(f"kms-{B}", RUNBOOK)}
+        await KeyWatch(None, rig.clock, pager).look()  # nothing is sealed
+
+    told(story)
+
+
+def test_after_the_kms_keys_were_rotated_old_data_keys_open_and_new_ones_are_wrapped_by_the_new_material() -> None:
+    async def story() -> None:
+        rig = Rig(A, B)
+        old = await rig.keyring().writer("s00", 1)
+        for kms in rig.kms.values():
+            kms.rotate()
+        new = await rig.keyring().writer("s00", 2)
+        for region in (A, B):
+            rig.cut(*({A, B} - {region}))
+            for writer in (old, new):
+                assert (await rig.keyring(region).unwrap("s00", envelope(writer))).plain == writer.key.plain
+        rig.cut()
+
+    told(story)
+
+
+def test_objects_that_one_kms_alone_opens_are_counted_as_they_are_read() -> None:
+    async def story() -> None:
+        rig = Rig(A, B)
+        ring = rig.keyring()
+        for number, wraps in enumerate(((A,), (A,), (A, B), (B,))):
+            ring.note_object(A, f"object-{number}", wraps)
+        assert {one.region: one.alone for one in ring.seen()} == {A: 2, B: 1}
+        assert any(f"2 objects are sealed for the KMS of {A} alone" in warning for warning in ring.warnings())
+        ring.note_object(A, "object-0", (A, B))  # replaced meanwhile
+        assert {one.region: one.alone for one in ring.seen()} == {A: 1, B: 1}
+
+    told(story)
+
+
+def test_a_wrap_of_a_key_that_is_gone_does_not_count_and_a_copy_gets_a_new_one() -> None:
+    async def story() -> None:
+        rig = Rig(A, B)
+        writer = await rig.keyring().writer("s00", 1)
+        old = envelope(writer)
+        rig.kms[A] = MemoryKms(A)  # its key was deleted, and another one took its place
+        ring = rig.keyring()
+        assert (await ring.unwrap("s00", old)).plain == writer.key.plain, "by the other region"
+        assert {one.region: one.dead for one in ring.seen()} == {A: 1, B: 0}
+        assert any(f"the KMS of {A} does not open 1 data keys" in warning for warning in ring.warnings())
+        wraps = await ring.with_wrap("s00", writer.key, old, A)
+        rig.cut(B)
+        assert (await rig.keyring().unwrap("s00", envelope(writer, wraps))).plain == writer.key.plain, (
+            "by its own new key alone"
+        )
+        rig.cut(A)
+        assert await rig.keyring().with_wrap("s00", writer.key, old, A) == old.wraps, "who does not answer is not called gone"
+        rig.cut()
+        rig.kms[A].disabled = True
+        assert await rig.keyring().with_wrap("s00", writer.key, old, A) == old.wraps, "nor who refuses everything"
+        fine = envelope(writer)
+        before = rig.calls()
+        for _ in range(20):
+            await ring.with_wrap("s00", writer.key, fine, B)
+        assert rig.calls() - before == 1, "asked once"
 
     told(story)

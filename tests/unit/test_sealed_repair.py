@@ -112,3 +112,34 @@ async def test_a_kms_that_does_not_open_is_not_taken_for_damage(tmp_path: Path) 
     found = await copies.verify(restart=True)
     assert (found.count, found.state == "done") == (0, False)
     assert "these settings have no keys" in found.reason
+
+
+async def test_copies_that_a_lost_kms_key_alone_opened_come_back_from_another_region_sealed_for_the_new_key(
+    tmp_path: Path,
+) -> None:
+    """What `kms-unusable` says to do when a key is gone for good."""
+    copies, kms = await sealed_copies(tmp_path)
+    alone = over({HOME: kms[HOME]}, GROUP)
+    here = copies.stores[HOME].objects
+    for ref, there in list(here.items()):
+        plain = await over(kms, GROUP).open(ref, there.data, HOME)
+        data = await alone.seal(ref, plain, HOME, 1)
+        here[ref] = StoredObject(data, hashlib.sha256(data).hexdigest())
+    reader = over(kms, GROUP)
+    look_with(copies, reader)
+    assert whole(await copies.verify())
+    assert reader.keyring is not None
+    assert {one.region: one.alone for one in reader.keyring.seen()} == dict.fromkeys(REGIONS, 0) | {HOME: len(here)}
+    kms[HOME] = MemoryKms(HOME)  # the old key is deleted, and kms_key names another one
+    reader = over(kms, GROUP)
+    look_with(copies, reader)
+    assert (await copies.verify(restart=True)).count == len(here)
+    assert states(await mend(copies)) == ["done"] * len(here)
+    assert whole(await copies.verify(restart=True))
+    for ref, there in here.items():
+        found = sealing.read_envelope(there.data)
+        assert found is not None
+        assert set(found[0].wrapped_for) == set(REGIONS), ref
+    only_home = over({HOME: kms[HOME]}, GROUP)
+    for ref, there in here.items():
+        assert await only_home.open(ref, there.data, HOME), "the new key opens them without any other region's KMS"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from controller.cli.render import print_status
 from controller.domain.model import (
     Authority,
     EpochStart,
@@ -20,7 +24,9 @@ from controller.domain.model import (
     Unknown,
 )
 from controller.domain.promotion import ENDED, PlanRecord, State
+from controller.domain.sealing import KmsSeen
 from controller.ports import TrafficState
+from controller.runtime.metrics import Metrics
 from controller.runtime.service import Incident, RegionStatus, Status
 from controller.runtime.status import Observation, compose
 from tests.unit.test_plan import a_plan
@@ -218,3 +224,45 @@ def test_what_was_seen_is_passed_on() -> None:
     assert (status.right_seconds, status.agents, status.role, status.at) == (2.5, 9, Role.STANDBY, NOW)
     assert (status.region, status.instance, status.group) == (NEAR, "b", "fleet")
     assert status.reports == (a_report(),)
+
+
+# ------------------------------------------------------------------------------------------------------------------- KMS
+
+KMS = (
+    KmsSeen(HOME, True, 0.0, "", {"0": 0.0}),
+    KmsSeen(NEAR, False, NOW - 90.0, "DisabledException", {"0": NOW - 60.0}, alone=3),
+    KmsSeen(FAR, Unknown(0.0, "it was not asked yet"), 0.0, "", {}),
+)
+
+
+def test_each_regions_kms_is_shown_with_what_lacks_it_and_unknown_is_no_yes() -> None:
+    (line,) = (line for line in _printed(compose(seen(kms=KMS))).splitlines() if line.startswith("KMS"))
+    assert f"{HOME} wraps; {NEAR} HAS NOT WRAPPED for 1 min 30 s (missing for 0); {FAR} never known (it was not" in line
+    assert "KMS" not in _printed(compose(seen()))
+
+
+def _printed(status: Status) -> str:
+    written = io.StringIO()
+    print_status(Console(file=written, width=200), status)
+    return written.getvalue()
+
+
+def test_metrics_of_kms_say_since_when_and_nothing_where_nobody_knows() -> None:
+    metrics = Metrics("g", "r", "i")
+    text = metrics.render(Role.ACTIVE, 1.0, {}, 0, {}, (), {}, {}, KMS, now=NOW).decode()
+    values = {
+        (line.split("{")[0], tuple(re.findall(r'(?:kms|stream)="([^"]*)"', line))): float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith(("dr_kms", "dr_wrap", "dr_objects"))
+    }
+    assert values == {
+        ("dr_kms_unusable_seconds", (HOME,)): 0.0,
+        ("dr_kms_unusable_seconds", (NEAR,)): 90.0,
+        ("dr_wrap_missing_seconds", (HOME, "0")): 0.0,
+        ("dr_wrap_missing_seconds", (NEAR, "0")): 60.0,
+        ("dr_objects_of_one_kms", (HOME,)): 0.0,
+        ("dr_objects_of_one_kms", (NEAR,)): 3.0,
+        ("dr_objects_of_one_kms", (FAR,)): 0.0,
+    }
+    off = metrics.render(Role.ACTIVE, 1.0, {}, 0, {}, (), {}, {}).decode()
+    assert [line for line in off.splitlines() if line.startswith(("dr_kms", "dr_wrap", "dr_objects"))] == []

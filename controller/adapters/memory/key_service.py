@@ -29,21 +29,25 @@ class MemoryKms:
         self.region = region
         self.disabled = False
         self._random = random
-        self._key = AESGCM(random(32))
+        self._keys = [AESGCM(random(32))]
+
+    def rotate(self) -> None:
+        """As AWS does once a year: new material under the same key. What the old one wrapped is still unwrapped."""
+        self._keys.append(AESGCM(self._random(32)))
 
     def wrap(self, plain: bytes, context: Mapping[str, str]) -> bytes:
         self._usable()
         nonce = self._random(_NONCE_BYTES)
-        return nonce + self._key.encrypt(nonce, plain, _bound_to(context))
+        return nonce + self._keys[-1].encrypt(nonce, plain, _bound_to(context))
 
     def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         self._usable()
-        try:
-            return self._key.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], _bound_to(context))
-        except (InvalidTag, ValueError):
-            raise Corrupt(
-                f"the KMS key of {self.region} did not wrap these bytes under this context", hint="look at the object"
-            ) from None
+        for key in self._keys:
+            try:
+                return key.decrypt(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], _bound_to(context))
+            except (InvalidTag, ValueError):
+                continue
+        raise Corrupt(f"the KMS key of {self.region} did not wrap these bytes under this context", hint="look at the object")
 
     def make(self, context: Mapping[str, str]) -> NewDataKey:
         plain = self._random(32)
