@@ -15,6 +15,7 @@ import base64
 import os
 import re
 import shutil
+import stat
 import subprocess
 import threading
 import time
@@ -189,6 +190,12 @@ class SshIdentity:
                 with self._path.open("rb") as file:
                     about = os.fstat(file.fileno())
                     seen = (about.st_mtime_ns, about.st_size, about.st_ino)
+                    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                        # Whoever writes it moves the fleet, so it is held to what OpenSSH asks of such files.
+                        raise Misconfigured(
+                            f"approvals.allowed_signers {self._path} may be written by others than its owner",
+                            hint=f"look at what is in it, then: chmod go-w {self._path}",
+                        )
                     if seen == self._seen:
                         return self._signers
                     data = file.read(MAX_FILE_BYTES + 1)

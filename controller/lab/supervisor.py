@@ -206,6 +206,7 @@ class Lab:
             for name in (*APPROVERS, REQUESTER)
         ]
         self.topology.allowed_signers.write_text("\n".join(lines) + "\n")
+        self.topology.allowed_signers.chmod(0o644)  # whatever this user's umask is
 
     def _write_settings(self) -> None:
         secured = self.secured

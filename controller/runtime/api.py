@@ -19,7 +19,7 @@ from controller.domain.access import Permit
 from controller.domain.model import AgentSeen, Beat, BeatAnswer, IngestAnswer, Kind, Member, Record, Role, Running
 from controller.domain.promotion import PlanRecord
 from controller.domain.text import visible
-from controller.errors import DrError, Refused
+from controller.errors import DrError, Refused, Unavailable
 from controller.ports import Clock
 from controller.runtime.api_access import (
     Calling,
@@ -343,6 +343,9 @@ async def _on_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 413:
         return error_response(TooLarge("the request body is too large", hint="send less in one request"))
+    if error.status_code == 503:
+        busy = "too many large requests are under way"
+        return error_response(Unavailable(busy, hint="slow down and send the same again", retry_after_seconds=0.5))
     words = {404: "there is nothing at this path", 405: "this path does not take this method"}
     message = words.get(error.status_code, "the request cannot be read")
     return error_response(BadRequest(message, hint="see /openapi.json"), error.status_code)

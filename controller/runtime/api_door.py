@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
@@ -24,6 +26,8 @@ from controller.stream.limits import DEFAULT_LIMITS
 MAX_JSON_BYTES = 1024 * 1024
 MAX_BEAT_BYTES = 32 * 1024 * 1024
 MAX_INGEST_BYTES = DEFAULT_LIMITS.segment_bytes
+MAX_IN_FLIGHT_BYTES = 256 * 2**20
+"""Of all bodies together that are in memory here: heartbeats of many hosts, and what other instances hand over."""
 
 JSON = "application/json"
 NO_STORE = {"Cache-Control": "no-store"}
@@ -64,11 +68,51 @@ def error_response(error: DrError, status: int | None = None) -> Response:
     return Response(body, status or error.http_status, headers, JSON)
 
 
+class Room:
+    """Bytes of bodies that may be in memory at a time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max = max_bytes
+        self._taken = 0
+
+    @contextmanager
+    def place(self) -> Iterator[Place]:
+        """For one request. What it took is given back at the end."""
+        mine = Place(self)
+        try:
+            yield mine
+        finally:
+            self._taken -= mine.taken
+
+    def take(self, size: int) -> bool:
+        """Whether there was room. One alone always has it."""
+        if self._taken and self._taken + size > self._max:
+            return False
+        self._taken += size
+        return True
+
+
+@dataclass(slots=True)
+class Place:
+    """What one request takes of a ``Room``."""
+
+    room: Room
+    taken: int = 0
+
+    def take(self, size: int) -> bool:
+        """Whether there was room for so much more."""
+        if size and not self.room.take(size):
+            return False
+        self.taken += size
+        return True
+
+
 class Door:
     """ASGI middleware: bounds the body, and routes by the still-encoded path, so that ``%2F`` stays inside its segment."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, in_flight_max_bytes: int = MAX_IN_FLIGHT_BYTES) -> None:
         self._app = app
+        self._room = Room(in_flight_max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +126,8 @@ class Door:
         if not declared.isdigit() or int(declared) > limit:
             await error_response(too_large(limit))(scope, receive, send)
             return
-        await self._app(scope, self._counting(receive, limit), send)
+        with self._room.place() as place:
+            await self._app(scope, self._counting(receive, limit, place), send)
 
     @staticmethod
     def _limit(path: str) -> int:
@@ -91,7 +136,7 @@ class Door:
         return MAX_BEAT_BYTES if path.endswith("/beat") else MAX_JSON_BYTES
 
     @staticmethod
-    def _counting(receive: Receive, limit: int) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
+    def _counting(receive: Receive, limit: int, place: Place) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
         total = 0
 
         async def counted() -> Message:
@@ -101,6 +146,8 @@ class Door:
             if total > limit:
                 # The one exception that the framework hands on unchanged while it reads a body.
                 raise HTTPException(413)
+            if not place.take(len(message.get("body", b""))):
+                raise HTTPException(503)
             return message
 
         return counted

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.domain.access import ANYBODY, Caller, Permit
 from controller.domain.model import Frame
@@ -87,11 +87,12 @@ class RecordsFront:
             headers = dict(scope["headers"])
             length = _declared(headers)
             held = self._hold(2 * length if length >= _JOINED_TWICE_BYTES else length)
-            data = await _body(receive)
-            if data is None:
-                return  # the client went away
-            if len(data) > length:  # it had declared no length
-                held += self._hold(len(data) - length)
+            body = _Body(length)
+            while not body.whole:
+                if not body.take(await receive()):
+                    return  # the client went away
+                held += self._hold(body.undeclared())  # as it comes: nobody sends more than there is room for
+            data = body.data()
             content_type = headers.get(b"content-type", b"").decode("latin-1")
             document = await answer_records(self._service, content_type, data, caller)
         except DrError as error:
@@ -105,7 +106,7 @@ class RecordsFront:
 
     def _hold(self, size: int) -> int:
         """Counts what is about to be in memory. Raises Unavailable."""
-        if self._in_flight and self._in_flight + size > self._in_flight_max:
+        if size and self._in_flight and self._in_flight + size > self._in_flight_max:
             raise Unavailable(
                 f"{self._in_flight} bytes of requests are under way and {size} more would pass {self._in_flight_max}",
                 hint="slow down and send the same records again",
@@ -128,25 +129,40 @@ def _declared(headers: dict[bytes, bytes]) -> int:
     return int(declared)
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """The whole body; None when the client went away. Raises TooLarge as soon as it is known."""
-    parts: list[bytes] = []
-    total = 0
-    looked = False
-    while True:
-        message = await receive()
+class _Body:
+    """A request's body while it comes. ``declared``: bytes that its head promised, which count already."""
+
+    def __init__(self, declared: int) -> None:
+        self._parts: list[bytes] = []
+        self._total = 0
+        self._counted = declared
+        self._looked = False
+        self.whole = False
+
+    def take(self, message: Message) -> bool:
+        """One part; False when the client went away. Raises TooLarge as soon as it is known."""
         if message["type"] == "http.disconnect":
-            return None
+            return False
         part = message.get("body", b"")
-        total += len(part)
-        if total > MAX_INGEST_BYTES:
+        self._total += len(part)
+        if self._total > MAX_INGEST_BYTES:
             raise too_large(MAX_INGEST_BYTES)
-        parts.append(part)
-        if not looked and total >= _FIRST_FRAME:
-            looked = True
-            _look_at_first(b"".join(parts)[:_FIRST_FRAME])
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        self._parts.append(part)
+        if not self._looked and self._total >= _FIRST_FRAME:
+            self._looked = True
+            _look_at_first(b"".join(self._parts)[:_FIRST_FRAME])
+        self.whole = not message.get("more_body", False)
+        return True
+
+    def undeclared(self) -> int:
+        """Bytes that have come since the last look and that nothing had promised."""
+        more = max(0, self._total - self._counted)
+        self._counted += more
+        return more
+
+    def data(self) -> bytes:
+        """All of it."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
 
 
 def _look_at_first(start: bytes) -> None:

@@ -1,7 +1,9 @@
-"""Uvicorn's HTTP protocol with what it leaves open: how long a request's head may be, and how long it may take.
+"""Uvicorn's HTTP protocol with what it leaves open: how long a request's head may be, how long it may take, and how long a body
+may stand still.
 
 Uvicorn's httptools parser joins the request line as it comes, without a bound: one stranger's endless path would take all
-memory, and most of the loop that keeps the lease. Bodies have bounds of their own (``api_door.Door``, ``api_records``).
+memory, and most of the loop that keeps the lease. Bodies have bounds of their own (``api_door.Door``, ``api_records``); what a
+half-sent one holds of them must not be held for ever by a client that is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_SECONDS = 20.0
 """From the connection, or from a head's first byte, to the head's end. Idle connections end by uvicorn's keep-alive time."""
+BODY_SECONDS = 20.0
+"""A body that does not go on for so long has no end."""
+SLOW_SECONDS = 60.0
+SLOW_BYTES_PER_SECOND = 16 * 1024
+"""A body that has taken longer than SLOW_SECONDS and comes slower than this is kept slow on purpose."""
 
 _REFUSED = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
@@ -30,6 +37,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = False
         self._deadline: asyncio.TimerHandle | None = None
+        self._in_body = False
+        self._body_began = 0.0
+        self._body_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         """Begins to count the time: who connects and says nothing is not waited for either."""
@@ -38,6 +48,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the deadline."""
+        self._in_body = False
         self._head_done()
         super().connection_lost(exc)
 
@@ -49,6 +60,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._end(_REFUSED)
+        if self._in_body:  # not of a body that came whole with its head: most do
+            self._body_goes_on(len(data))
 
     def on_message_begin(self) -> None:
         """The first byte of a head."""
@@ -60,7 +73,30 @@ class BoundedHttp(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is here; what comes now is a body."""
         self._head_done()
+        self._in_body, self._body_began, self._body_bytes = True, self.loop.time(), 0
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Nothing more is waited for."""
+        self._in_body = False
+        self._head_done()
+        super().on_message_complete()
+
+    def _body_goes_on(self, size: int) -> None:
+        self._body_bytes += size
+        took = self.loop.time() - self._body_began
+        if took > SLOW_SECONDS and self._body_bytes < took * SLOW_BYTES_PER_SECOND:
+            self._end(b"")
+            return
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(BODY_SECONDS, self._body_stands)
+
+    def _body_stands(self) -> None:
+        if self.flow.read_paused:  # it is us who do not read
+            self._deadline = self.loop.call_later(BODY_SECONDS, self._body_stands)
+        else:
+            self._end(b"")
 
     def _head_done(self) -> None:
         self._in_head = False

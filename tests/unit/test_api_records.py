@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from controller.domain.model import Encoding, Frame, IngestAnswer, Record, Role
 from controller.errors import Throttled, Unavailable
 from controller.runtime.api import create_app
-from controller.runtime.api_door import MAX_INGEST_BYTES
+from controller.runtime.api_door import MAX_INGEST_BYTES, Door
 from controller.runtime.api_records import answer_records
 from controller.stream.limits import DEFAULT_LIMITS
 from controller.stream.segment import encode_frames
@@ -131,3 +131,75 @@ async def test_requests_together_hold_a_bounded_number_of_bytes(http: httpx.Asyn
     gate.set()
     assert (await first).status_code == 200
     assert (await http.post("/v1/records", content=data, headers=OCTETS)).status_code == 200  # what was held is given back
+
+
+async def test_bodies_of_undeclared_length_take_room_as_they_come_and_give_it_back(service: FakeService) -> None:
+    """Without it any number of them, each below the limit of one, would be in memory at once."""
+    app = create_app(service, clock=service.clock, in_flight_max_bytes=100_000)
+    batch = encode_frames([frame("r1", b"x" * 60_000)])
+    standing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def half_and_then(message: int) -> bytes:
+        if message:
+            standing.set()
+            await go_on.wait()
+        return batch[:60_000] if not message else batch[60_000:]
+
+    async def send_half() -> int:
+        return await _said(app, half_and_then, parts=2)
+
+    async def at_once(message: int) -> bytes:
+        return batch[:50_000] if not message else batch[50_000:]
+
+    first = asyncio.create_task(send_half())
+    await standing.wait()
+    assert await _said(app, at_once, parts=2) == 503
+    go_on.set()
+    assert await first == 200
+    assert await _said(app, at_once, parts=2) == 200, "the room was given back"
+
+
+async def test_large_documents_share_a_room_too(service: FakeService) -> None:
+    inner = create_app(service, clock=service.clock)
+    app = Door(inner, in_flight_max_bytes=100_000)
+    standing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def half_and_then(message: int) -> bytes:
+        if message:
+            standing.set()
+            await go_on.wait()
+        return b" " * 60_000 if not message else b"{}"
+
+    async def at_once(message: int) -> bytes:
+        return b" " * 60_000 if not message else b"{}"
+
+    path = "/v1/hosts/h/beat"
+    first = asyncio.create_task(_said(app, half_and_then, parts=2, path=path))
+    await standing.wait()
+    assert await _said(app, at_once, parts=2, path=path) == 503
+    go_on.set()
+    assert await first == 422
+    assert await _said(app, at_once, parts=2, path=path) == 422, "the room was given back"
+
+
+async def _said(app: Any, part: Callable[[int], Awaitable[bytes]], *, parts: int, path: str = "/v1/records") -> int:
+    """The status of a request whose body comes in parts, without a declared length."""
+    read = status = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": await part(read - 1), "more_body": read < parts}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    kind = b"application/octet-stream" if path == "/v1/records" else b"application/json"
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [(b"content-type", kind)], "http_version": "1.1", "scheme": "http", "root_path": "", "client": None,
+        "server": None, "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return status

@@ -279,3 +279,18 @@ def test_files_that_are_not_keys_are_refused(tmp_path: Path) -> None:
         with pytest.raises(Refused) as caught:
             sign(MESSAGE, path)
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o646, 0o666])
+def test_a_list_of_signers_that_others_may_write_allows_nobody(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "allowed_signers"
+    path.write_text("")
+    path.chmod(0o644)
+    identity = SshIdentity(path, NAMESPACE)
+    path.chmod(mode)
+    for act in (identity.principals, lambda: SshIdentity(path, NAMESPACE)):
+        with pytest.raises(Misconfigured, match="may be written by others") as caught:
+            act()
+        assert "chmod go-w" in caught.value.hint
+    path.chmod(0o600)
+    assert identity.principals() == ()

@@ -303,6 +303,38 @@ def test_who_connects_and_says_nothing_is_not_waited_for(listening: int, monkeyp
     assert spoken(listening, iter([b"GET /liv"])) == (b"", 8)
 
 
+def half_sent(port: int, parts: Iterator[bytes], patience_seconds: float = 20.0) -> bytes:
+    """What comes back when a body's end never comes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=patience_seconds) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"POST /v1/plans HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+            for part in parts:
+                connection.sendall(part)
+            return connection.recv(65_536)
+        return b""
+
+
+def test_a_body_that_stands_still_is_not_waited_for(listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client may have lost its power: nothing would ever come to say so, and the room that it holds would be lost."""
+    monkeypatch.setattr("controller.runtime.http_head.BODY_SECONDS", 0.05)
+    assert half_sent(listening, iter([b"x" * 10])) == b""
+    assert half_sent(listening, iter([])) == b""
+    with httpx.Client(trust_env=False) as client:
+        assert client.post(f"http://127.0.0.1:{listening}/v1/plans", content=b"x" * 900_000).status_code == 422
+        assert client.get(f"http://127.0.0.1:{listening}/livez").status_code == 200
+
+
+def test_a_body_that_is_kept_slow_on_purpose_ends_too(listening: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.runtime.http_head.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("controller.runtime.http_head.SLOW_BYTES_PER_SECOND", 10**12)
+
+    def trickle() -> Iterator[bytes]:
+        for _ in range(100_000):
+            yield b"x"
+
+    assert half_sent(listening, trickle()) == b""
+
+
 def test_every_server_of_the_daemon_has_these_bounds_and_the_one_way_of_logging() -> None:
     config = server_config(None, None, host="127.0.0.1", port=0)
     assert issubclass(config.http_protocol_class, BoundedHttp)
