@@ -89,16 +89,15 @@ class AwsKeyService:
         return wrapped
 
     async def unwrap(self, wrapped: bytes, context: Mapping[str, str]) -> bytes:
-        unusable: Misconfigured | None = None
+        failed: DrError | None = None
         for key in (self._key, *self._former):
             try:
                 return await self._unwrap_with(key, wrapped, context)
-            except Corrupt as error:
-                wrong = error  # as far as this key can tell
-            except Misconfigured as error:
-                unusable = unusable or error  # perhaps it was another one that wrapped it
-        # What a disabled or denied key wrapped is not known to be damaged.
-        raise unusable or wrong
+            except (Corrupt, Misconfigured) as error:
+                # Perhaps another one wrapped it. What a disabled or denied key may have wrapped is not known to be damaged.
+                failed = error if failed is None or isinstance(failed, Corrupt) else failed
+        assert failed is not None
+        raise failed
 
     async def _unwrap_with(self, key: str, wrapped: bytes, context: Mapping[str, str]) -> bytes:
         answer = await self._ask("Decrypt", KeyId=key, CiphertextBlob=wrapped, EncryptionContext=dict(context))
