@@ -43,7 +43,8 @@ class Leaving:
             self._shell.fleet.deactivate()
         if self._intake.writer is not None:
             self._intake.writer.freeze("this instance is stopping")
-        while self._tenure.may_act() and clock.monotonic() < self._intake.rights_end():
+        # By the clock: a right that was lost (to a full disk, say) still binds those whom we lent parts of it, until its time.
+        while clock.monotonic() < min(self._intake.rights_end(), self._tenure.right.ends_at):
             await clock.sleep(DRAIN_POLL_SECONDS)
         self.retired = True
 
