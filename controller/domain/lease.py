@@ -20,6 +20,10 @@ from enum import StrEnum
 
 from controller.domain.model import Barrier
 
+DRIFT = 0.01
+"""By which part a holder's clock may be slower than its waiting successor's: far more than sound machines differ by (a crystal
+by less than 0.0002, and NTP slews by no more than 0.0005)."""
+
 
 class Beat(StrEnum):
     """What a heartbeat proved."""
@@ -62,6 +66,14 @@ class Verdict:
 def first_deadline(granted_sent_at: float, ttl_seconds: float, margin_seconds: float) -> float:
     """Deadline of a right that begins with an acquisition, counted from when the lease was asked for."""
     return granted_sent_at + ttl_seconds - margin_seconds
+
+
+def outlives_seconds(lent_seconds: float, ttl_seconds: float) -> float:
+    """How long after a holder's key was seen gone its rights may run on, on the waiting successor's clock.
+
+    ``lent_seconds``: what that holder recorded beside its fork; 0: it ended with every right over; negative: not known, then it
+    is our own ``ttl_seconds``. The margin does not cover the clocks here: nothing that ends a lease is waited for."""
+    return (ttl_seconds if lent_seconds < 0 else lent_seconds) / (1 - DRIFT)
 
 
 def judge(seen: Heartbeat, *, granted_ttl_seconds: float, margin_seconds: float, drained: bool) -> Verdict:

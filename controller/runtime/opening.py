@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from controller.domain import failsafe, replication
+from controller.domain import failsafe, lease, replication
 from controller.domain.model import Authority, EpochStart, Forks, Head, Role, StreamReport
 from controller.domain.plan import Loss, canonical
 from controller.domain.promotion import Event, PlanRecord, Progress, State
@@ -160,7 +160,7 @@ class Opening:
         """
         assert self._fenced_at is not None
         ttl_seconds = self._parts.ttl_seconds
-        lent_until = self._tenure.gone_by + (last.lent_seconds if last.lent_seconds >= 0 else ttl_seconds)
+        lent_until = self._tenure.gone_by + lease.outlives_seconds(last.lent_seconds, ttl_seconds)
         proved_until = self._fenced_at + failsafe.wait_seconds(last.failsafe_seconds, ttl_seconds)
         while (left := max(lent_until, proved_until) - self._parts.clock.monotonic()) > 0:
             self._still_ours()

@@ -57,6 +57,16 @@ def test_a_complete_heartbeat_extends_the_right_from_when_its_keep_alive_was_sen
     assert judge(sent_at=200.0) == Verdict(Beat.EXTENDS, "heartbeat complete", 209.0)
 
 
+@pytest.mark.parametrize("slow", [0.0, 0.0005, 0.009])
+def test_a_successor_waits_longer_than_a_right_lasts_on_a_clock_that_is_slow(slow: float) -> None:
+    assert lease.outlives_seconds(TTL - MARGIN, TTL) >= (TTL - MARGIN) / (1 - slow)
+
+
+def test_a_successor_waits_for_nothing_after_an_orderly_end_and_for_a_whole_lease_when_nothing_is_known() -> None:
+    assert lease.outlives_seconds(0.0, TTL) == 0.0
+    assert lease.outlives_seconds(-1.0, TTL) >= TTL
+
+
 @pytest.mark.parametrize(("renewed", "deadline"), [(10, 109.0), (6, 105.0), (30, 109.0), (1, 100.0)])
 def test_the_smaller_of_granted_and_renewed_ttl_counts(renewed: float, deadline: float) -> None:
     assert judge(ttl_seconds=renewed).deadline == deadline
