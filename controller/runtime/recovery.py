@@ -83,13 +83,15 @@ async def examine(outside: Outside, stores: tuple[str, ...], region: str | None 
         recorded = await read(coordinator, keys.forks(stream), Forks)
         starts = _longest([head for head in by_region.values() if isinstance(head, Head)])
         old = recorded.value if recorded else Forks()
+        unknown = Forks(old.starts, stores, NOT_KNOWN, NOT_KNOWN)
         if _newer(starts, old.starts):
-            forks[stream] = Forks(starts, stores, NOT_KNOWN, NOT_KNOWN)
+            forks[stream] = replace(unknown, starts=starts)
             changes.append(
                 f"forks of {stream}: {_shown(old.starts)} -> {_shown(starts)}; every store may have acknowledged alone"
             )
-        elif (moved is not None or restored) and old.sole_ackers != stores:
-            forks[stream] = Forks(old.starts, stores, NOT_KNOWN, NOT_KNOWN)
+        elif (moved is not None or restored) and old != unknown:
+            # Also where it lists every store: the holder that it knows may have ended in order, a later one not.
+            forks[stream] = unknown
             changes.append(f"forks of {stream} stay; every store may have acknowledged alone since the snapshot")
     after = replace(before, epoch=max(before.epoch, floor), cluster=cluster)
     return Recovery(after, floor, forks, heads, tuple(changes))

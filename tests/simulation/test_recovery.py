@@ -6,18 +6,22 @@ the home store, which no store can tell.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from controller.domain.model import Role
+from controller.domain.failsafe import NOT_KNOWN
+from controller.domain.model import Forks, Role
 from controller.errors import Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
+from controller.ports import Put
 from controller.runtime.audit import Audit
+from controller.runtime.documents import encode, read
 from controller.runtime.recovery import examine, recover
 from controller.runtime.wiring import outside_of
 from tests.simulation.checkers import live_history, lost_acks, settle
-from tests.simulation.world import HOME, REGIONS, TARGET, THIRD, World, make_keys, settings_for
+from tests.simulation.world import HOME, REGIONS, STREAM, TARGET, THIRD, World, make_keys, settings_for
 
 
 @pytest.fixture(scope="session")
@@ -150,5 +154,30 @@ def test_of_two_stores_both_must_answer_before_the_epochs_are_known(keys_dir: Pa
         assert (await examine(outside, REGIONS, restored=True)).floor == 1
         world.heal(TARGET)
         assert (await examine(outside, (HOME, TARGET), restored=True)).floor == 1
+
+    run_virtual(story(), limit_seconds=100)
+
+
+def test_a_restored_snapshot_that_lists_every_store_already_does_not_tell_what_was_lent_after_it(keys_dir: Path) -> None:
+    """It was taken after an orderly end, with nothing lent. A later holder may have gone on past its lease."""
+
+    async def story() -> None:
+        world = World(keys_dir)
+        await world.found()
+        world.start(HOME, "a")
+        await world.until(lambda: world.active_in(HOME), 20, "one active controller")
+        somewhere = world.start(THIRD, "a").controller
+        outside = outside_of(settings_for(THIRD, "a", keys_dir), somewhere._ports)
+        await world.kill(HOME, "a")
+        await world.wait(10.0)
+        key = world.keys.forks(STREAM)
+        known = await read(outside.coordinator, key, Forks)
+        assert known is not None
+        ended = replace(known.value, sole_ackers=REGIONS, failsafe_seconds=0.0, lent_seconds=0.0)
+        await outside.coordinator.txn([], [Put(key, encode(ended))])
+        found = await examine(outside, REGIONS, restored=True)
+        assert (found.forks[STREAM].failsafe_seconds, found.forks[STREAM].lent_seconds) == (NOT_KNOWN, NOT_KNOWN)
+        await recover(outside, Audit(outside.coordinator, outside.keys), found, actor="ada", confirm="sim")
+        assert (await examine(outside, REGIONS, restored=True)).changes == ()
 
     run_virtual(story(), limit_seconds=100)
