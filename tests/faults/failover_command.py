@@ -20,7 +20,7 @@ from tests.faults.failovers import Wanted, play_many
 from tests.faults.partitions import chosen
 from tests.faults.stale import clear_stale
 from tests.faults.tally import Journal, Tally, lines_of
-from tests.faults.unguarded import GUARDS
+from tests.faults.unguarded import CONTROLS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--judge-every", type=int, default=25, help="failovers between two verdicts on a group's whole history")
     many.add_argument("--journal", type=Path, default=None, help="a line after each failover; --groups: a folder")
     many.add_argument("--merge", type=Path, nargs="+", default=[], help="only print the table of these journals")
-    many.add_argument("--control", choices=sorted(GUARDS), default=None, help="controllers lack this guard: it must show")
+    many.add_argument("--control", choices=sorted(CONTROLS), default=None, help="controllers lack this guard: it must show")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -124,7 +124,8 @@ def _report(tally: Tally, options: argparse.Namespace, *, whole: bool) -> int:
         print("ended early; everything that was started is gone", file=sys.stderr)
         return 130
     if options.control:
-        found = any(text.startswith("one-active") for text in tally.violations)
-        print(f"control without {options.control}: two believers were {'' if found else 'NOT '}noticed", file=sys.stderr)
+        checker = CONTROLS[options.control].checker
+        found = any(text.startswith(checker) for text in tally.violations)
+        print(f"control without {options.control}: {checker} noticed {'it' if found else 'NOTHING'}", file=sys.stderr)
         return 0 if found else 1
     return 0 if tally.good else 1

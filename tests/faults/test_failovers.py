@@ -147,12 +147,20 @@ def test_the_longest_of_a_hundred_is_no_percentile_of_ninety_nine() -> None:
 
 UNGUARDED = """
 from controller.domain.lease import Right
-from tests.faults.unguarded import GUARDS
+from tests.faults.unguarded import CONTROLS
 over = Right(epoch=1, deadline=5.0)
 assert not over.allows(6.0) and over.remaining_seconds(6.0) == 0.0
-GUARDS["deadline"]()
+CONTROLS["deadline"].remove()
 assert over.allows(6.0) and over.leased(6.0) and over.remaining_seconds(6.0) > 0.0
 assert not Right(epoch=1, deadline=5.0, lost="key gone").allows(1.0)
+from controller.adapters.head_item import advance_update
+from controller.domain.model import GENESIS, Commit, Fence
+def condition():
+    commit = Commit(prev_seq=0, prev_chain=GENESIS, seq=1, chain=GENESIS, starts=(), received_at=0.0, records=1, bytes=1)
+    return advance_update("fleet", Fence("s00", 1, "a", "a"), commit)["ConditionExpression"]
+assert "#epoch = :e" in condition()
+CONTROLS["fence"].remove()
+assert "#epoch = :e" not in condition() and "#chain = :was_chain" in condition()
 """
 
 
