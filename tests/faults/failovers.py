@@ -24,12 +24,13 @@ from controller.domain.model import Holder, Member
 from controller.errors import DrError
 from controller.lab.supervisor import Lab
 from controller.lab.topology import Topology
-from controller.runtime.documents import read_all
+from controller.runtime.documents import decode, read_all
 from tests.faults.controls import unnoticed
 from tests.faults.machines import MachineLab, MachineNetwork, machines_of, on_machines
 from tests.faults.network import Network
 from tests.faults.partitions import BETWEEN, INSIDE, PARTITIONS, Partition
 from tests.faults.people import GaveUp
+from tests.faults.recorded import STREAM
 from tests.faults.runner import RECOVERY_SECONDS, Judge
 from tests.faults.stage import Stage
 from tests.faults.tally import Journal
@@ -42,6 +43,8 @@ AWS = {"call_timeout_seconds": 1.5, "connect_timeout_seconds": 0.5}
 FOLLOW_SECONDS = 0.5
 """Of standbys; a promotion reads what is missing by itself."""
 POLL_SECONDS = 0.05
+WORK_SECONDS = 1.0
+"""At most so long a group is left at work between two cuts, so that they come at any moment."""
 START_SECONDS = 240.0
 """Of a group, when several of them start on a busy machine."""
 MOST_FAILED_STARTS = 3
@@ -182,6 +185,7 @@ class Player:
         """From the wait for a group that can be struck to the mended cut. Raises GaveUp when nobody took over in time."""
         stage, moments = self._stage, Moments()
         before = await self._ready(partition.kind)
+        await asyncio.sleep(self._rng.uniform(0.0, WORK_SECONDS))
         moments.ready = now()
         heal_at = self._rng.choice(HEAL_AT)
         try:
@@ -227,14 +231,15 @@ class Player:
     async def _taken(self, partition: Partition, before: Holder, moments: Moments) -> Holder:
         """Waits for a holder that is another instance, or in another region. Raises GaveUp."""
         until = time.monotonic() + RECOVERY_SECONDS
+        watched, key = self._stage.recorded._watched, self._stage.people.keys.holder(STREAM)
         while time.monotonic() < until:
-            with contextlib.suppress(DrError):
-                holder = await self._stage.people.holder()
-                if holder is None or holder.epoch > before.epoch:
-                    moments.gone = moments.gone or now()
-                if holder is not None and _moved(partition, before, holder):
-                    moments.taken = now()
-                    return holder
+            value, heard_at = watched.newest(key)
+            holder = decode(Holder, value) if value is not None else None
+            if holder is None or holder.epoch > before.epoch:
+                moments.gone = moments.gone or heard_at
+            if holder is not None and _moved(partition, before, holder):
+                moments.taken = heard_at
+                return holder
             await asyncio.sleep(POLL_SECONDS)
         raise GaveUp(f"nobody took over from {before.region}/{before.instance} within {RECOVERY_SECONDS:.0f} s")
 
@@ -357,7 +362,7 @@ async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[
         number += 1
         stage = FailoverStage(
             say,
-            pause_seconds=0.7,
+            pause_seconds=0.4,
             attempt_seconds=1.0,
             register_pause_seconds=0.5,
             start_seconds=START_SECONDS,

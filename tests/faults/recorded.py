@@ -30,7 +30,7 @@ from controller.adapters.memory.region_store import MemoryStore
 from controller.adapters.memory.traffic import ZoneVersion
 from controller.adapters.record_sets import ZoneCopy
 from controller.adapters.region_store import _parse
-from controller.domain.model import Head, Holder, SegmentRef
+from controller.domain.model import Forks, Head, Holder, SegmentRef
 from controller.lab.aws import _client
 from controller.lab.topology import Endpoint, Topology
 from controller.ports import Item
@@ -46,6 +46,8 @@ etcdrpc.install()
 STREAM = "s00"
 SKIPPED = ("members/", "reports/")
 """Keys that say what controllers see, not what was decided; they change every second."""
+MOMENT_SECONDS = 30.0
+"""How long heads are read again because somebody took over meanwhile."""
 READERS = 4
 """Connections on which a store's objects are read."""
 SLACK_SECONDS = 1.0
@@ -77,6 +79,7 @@ class EtcdHistory:
         self._prefix = prefix.encode()
         self._lock = threading.Lock()
         self._revisions: dict[int, Revision] = {}
+        self._newest: dict[str, tuple[int, bytes | None, float]] = {}
         self._last = 0
         self.holes: list[str] = []
         """Revisions that were compacted away before any watcher had them."""
@@ -101,6 +104,11 @@ class EtcdHistory:
         """What came after that revision, in order."""
         with self._lock:
             return sorted((number, found) for number, found in self._revisions.items() if number > revision)
+
+    def newest(self, key: str) -> tuple[bytes | None, float]:
+        """(its value, or None when it is not there; when the first watcher heard of it)."""
+        with self._lock:
+            return self._newest.get(key, (0, None, 0.0))[1:]
 
     def _follow(self, url: str) -> None:
         while not self._stop.is_set():
@@ -149,6 +157,9 @@ class EtcdHistory:
         with self._lock:
             for number, changes in sorted(found.items()):
                 self._revisions.setdefault(number, Revision(tuple(changes), at))
+                for change in changes:
+                    if number > self._newest.get(change.key, (0,))[0]:
+                        self._newest[change.key] = (number, change.value, at)
                 self._last = max(self._last, number)
 
 
@@ -257,17 +268,13 @@ class Recorded:
 
     def collect(self) -> None:
         """Reads what was promised or done first, and then the stores, which must have all of it."""
-        lines = [line for path in sorted(self._records.glob("worker-*.jsonl")) for line in self._lines.new(path)]
-        self._replay()
         names = [region.name for region in self.topology.regions]
-        for name in names:
-            self._collect_heads(name)
-        for name in names:  # a client takes seconds to make on a busy machine, and stores go on meanwhile
+        for name in names:  # first of all: a client takes seconds to make on a busy machine, and the group goes on meanwhile
             self._service(name, "dynamodb")
             self._service(name, "s3")
+        lines = [line for path in sorted(self._records.glob("worker-*.jsonl")) for line in self._lines.new(path)]
         with ThreadPoolExecutor(len(names)) as pool:
-            for name, head in zip(names, list(pool.map(self._head, names)), strict=True):  # all of one moment
-                self.servers[name].heads[STREAM] = head
+            self._collect_moment(names, pool)
             for name, found in zip(names, list(pool.map(self._objects, names)), strict=True):  # what heads point to is there
                 self._collect_objects(name, *found)
         self._collect_zone()
@@ -275,6 +282,29 @@ class Recorded:
         acks = sorted((line for line in lines if line["what"] == "ack"), key=lambda line: line["at"])
         for line in acks:
             self._acknowledged(line)
+
+    def _collect_moment(self, names: Sequence[str], pool: ThreadPoolExecutor) -> None:
+        """Heads and forks that belong together. On a busy machine somebody may take over at any time: heads of an epoch whose
+        fork we have not heard of, or of before a fork that we have, would say nothing. Looks again until they do."""
+        until = time.monotonic() + MOMENT_SECONDS
+        while True:
+            self._replay()
+            before = self._forks()
+            for name in names:
+                self._collect_heads(name)
+            heads = dict(zip(names, list(pool.map(self._head, names)), strict=True))
+            self._replay()
+            newest = max((start.epoch for start in before.starts), default=0)
+            together = before == self._forks() and all(head.last_epoch <= newest for head in heads.values())
+            if together or time.monotonic() > until:
+                for name, head in heads.items():
+                    self.servers[name].heads[STREAM] = head
+                return
+            time.sleep(0.1)
+
+    def _forks(self) -> Forks:
+        item = self.cluster._items.get(self.keys.forks(STREAM))
+        return decode(Forks, item.value) if item is not None else Forks()
 
     def _replay(self) -> None:
         boot_to_wall = time.time() - now()
