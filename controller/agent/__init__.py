@@ -14,7 +14,8 @@ memory      previous bodies, bounded; one agent's batch as a chain of deltas
 wire        the HTTP documents
 
 state       save_state and load_state; langgraph, sessions (OpenAI Agents SDK), strands: adapters, imported on their own
-threads     a conversation thread as records; journal its incremental index; bridge: any client from any loop or thread
+threads     a conversation thread as records; thread_log: what langgraph does with them; journal: its incremental index;
+            bridge: any client from any loop or thread
 
 A process with many agents makes many short-lived objects: ``gc.freeze()`` after its imports and a higher ``gc.set_threshold``
 save it pauses. That is the program's own decision; nothing here touches its collector.

@@ -17,18 +17,16 @@ hides ancestors and keeps them readable for this purpose.
 **Fenced surfaces.** What the client raises is raised inside the graph, at the step that could not be made safe. With ``hold``
 the right to act is checked before every write: a graph in a lost region also stops where it would only begin something new.
 
-Values are serialised by ``serde`` (LangGraph's ``JsonPlusSerializer`` when left out: no pickle) and are data only for everybody
-else. Needs the extra ``langgraph``.
+Here are LangGraph's own calls and its values; what is done to a thread's log is in ``thread_log``. Values are serialised by
+``serde`` (LangGraph's ``JsonPlusSerializer`` when left out: no pickle) and are data only for everybody else. Needs the extra
+``langgraph``.
 """
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import hashlib
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -47,33 +45,11 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from controller.agent.bridge import Bridge
 from controller.agent.client import AsyncCheckpoints
-from controller.agent.journal import Draft, Journal, Journals, MayAct, Writing, agent_name, escape, once
+from controller.agent.journal import MayAct, Writing
 from controller.agent.sync import Checkpoints
-from controller.agent.threads import (
-    DELETED,
-    PART_CHARS,
-    RUNS_DELETED,
-    STRATEGIES,
-    WRITES,
-    CheckpointBody,
-    IncompleteHistory,
-    Key,
-    Loaded,
-    Thread,
-    WritesBody,
-    enclosing,
-    incomplete,
-    kind_of,
-    known_writes,
-    load,
-    newest_whole,
-    parsed,
-    record_id_of,
-    stands_in,
-)
-from controller.errors import NotFound, Refused
-from controller.stream.limits import RESERVED
-from controller.stream.live import ATTACHED, CLEARS, NEEDS, PARENT, PARENT_WRITES, RANK, REPEAT, STAYS, SUBJECT, WITHIN, YES
+from controller.agent.thread_log import Address, ThreadLog
+from controller.agent.threads import CheckpointBody, IncompleteHistory, Key, Loaded, WritesBody
+from controller.errors import Refused
 
 if TYPE_CHECKING:  # newer than the oldest version that this module works with
     from langgraph.checkpoint.base import DeltaChannelHistory
@@ -111,16 +87,14 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     ) -> None:
         super().__init__(serde=serde)
         self._bridge = Bridge(client)
-        self._journals = Journals(self._bridge.client)
-        self._runs = Journal(self._bridge.client, prefix + RUNS_DELETED)
         self._writing = Writing(copies, attempt)
-        self._by = uuid.uuid4().hex[:12] if fence_sleepers else ""
+        by = uuid.uuid4().hex[:12] if fence_sleepers else ""
+        self._log = ThreadLog(self._bridge.client, prefix=prefix, writing=self._writing, by=by)
         self._hold = hold
-        self._prefix = prefix
 
     def agent(self, thread_id: str) -> str:
         """The agent under whose name a thread is stored: what ``drctl`` shows, and what tasks are assigned by."""
-        return agent_name(self._prefix, str(thread_id))
+        return self._log.agent(thread_id)
 
     # -------------------------------------------------------------------------------------------------------- writing
 
@@ -174,41 +148,14 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     async def _put(
         self, config: RunnableConfig, checkpoint: Checkpoint, content: tuple[bytes, CheckpointMetadata]
     ) -> RunnableConfig:
-        thread_id, ns, parent = _address(config)
-        journal = self._journals.of(self.agent(thread_id))
         body, metadata = content
-        key = ns, checkpoint["id"]
-        meta = {SUBJECT: ns, RANK: checkpoint["id"], "source": str(metadata.get("source", ""))}
-        meta["step"] = str(metadata.get("step", ""))
-        run = metadata.get("run_id")
-        if run is not None:
-            meta["run"] = str(run)
-        if parent is not None:
-            meta["parent"] = parent
-            meta[PARENT_WRITES] = str(known_writes(journal, (ns, parent)))
-            if metadata.get("counters_since_delta_snapshot"):
-                meta[NEEDS] = PARENT
-        outer = enclosing(ns, metadata.get("parents") or {})
-        if outer is not None:
-            meta[WITHIN] = record_id_of(outer)
-        above = None if parent is None else record_id_of((ns, parent))
-        draft = Draft(record_id_of(key), kind_of(ns), body, above, meta)
-        await journal.append(draft, replace(self._writing_of(config), by=self._by), stands_in(journal, key))
-        return _config(thread_id, key)
+        address = _address(config)
+        known: Mapping[str, Any] = {**metadata}
+        key = await self._log.put(address, checkpoint["id"], known, body, self._writing_of(config))
+        return _config(address.thread_id, key)
 
     async def _put_writes(self, config: RunnableConfig, body: bytes, task_id: str) -> None:
-        thread_id, ns, checkpoint_id = _address(config)
-        if checkpoint_id is None:
-            raise Refused("writes belong to a checkpoint", hint='give config["configurable"]["checkpoint_id"]')
-        journal = self._journals.of(self.agent(thread_id))
-        key = ns, checkpoint_id
-        digest = hashlib.sha256(body).hexdigest()[:16]
-        record_id = f"{WRITES}/{record_id_of(key)}/{escape(task_id, PART_CHARS)}/{digest}"
-        meta = {SUBJECT: ns, RANK: checkpoint_id, "task": task_id, ATTACHED: YES}
-        draft = Draft(record_id, WRITES, body, record_id_of(key), meta)
-        writing = replace(self._writing_of(config), by=self._by)
-        await journal.append(draft, writing, stands_in(journal, (*key, task_id)))
-        journal.notes.setdefault(key, set()).add(record_id)
+        await self._log.put_writes(_address(config), task_id, body, self._writing_of(config))
 
     # -------------------------------------------------------------------------------------------------------- reading
 
@@ -285,29 +232,11 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
 
     async def _newest_whole(self, config: RunnableConfig) -> RunnableConfig | None:
         thread_id, ns, _ = _address(config)
-        found = newest_whole(*await self._thread(thread_id), ns)
+        found = await self._log.newest_whole(thread_id, ns)
         return None if found is None else _config(thread_id, (ns, found))
 
-    async def _thread(self, thread_id: str) -> tuple[Journal, Thread]:
-        """As of now, without what was deleted."""
-        journal = self._journals.of(self.agent(thread_id))
-        await asyncio.gather(journal.refresh(), self._runs.refresh())
-        thread = parsed(journal)
-        runs = {record.meta.get("run") for record in self._runs.records}
-        if runs:
-            shown = {key for key in thread.shown if thread.entries[key].run not in runs}
-            thread = replace(thread, shown=shown)
-        return journal, thread
-
     async def _get(self, config: RunnableConfig) -> Loaded | None:
-        thread_id, ns, checkpoint_id = _address(config)
-        journal, thread = await self._thread(thread_id)
-        if not ns:  # a run begins; a subgraph's beginning in the middle of one does not count
-            journal.opened()
-        wanted = checkpoint_id or thread.latest(ns)
-        if wanted is None or (ns, wanted) not in thread.shown:
-            return None
-        return await load(journal, thread, thread_id, (ns, wanted))
+        return await self._log.get(_address(config))
 
     async def _candidates(
         self,
@@ -317,52 +246,16 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     ) -> builtins.list[Key]:
         if config is None:
             raise Refused("checkpoints are listed by thread", hint='give config["configurable"]["thread_id"]')
-        thread_id, _, checkpoint_id = _address(config)
-        space = config["configurable"].get("checkpoint_ns")
+        address, space = _address(config), config["configurable"].get("checkpoint_ns")
         older = get_checkpoint_id(before) if before else None
-        _, thread = await self._thread(thread_id)
-        keys = [
-            key
-            for key in thread.shown
-            if (space is None or key[0] == space)
-            and (not checkpoint_id or key[1] == checkpoint_id)
-            and (not older or key[1] < older)
-            and _may_match(thread.entries[key].record.meta, filter)
-        ]
-        return sorted(keys, key=lambda key: (key[1], key[0]), reverse=True)
+        return await self._log.candidates(address, space, older, filter)
 
     async def _load_all(self, config: RunnableConfig | None, keys: Sequence[Key]) -> builtins.list[Loaded]:
-        """Of what was listed just now; the index is not asked for anew."""
         assert config is not None
-        thread_id = _address(config)[0]
-        journal = self._journals.of(self.agent(thread_id))
-        thread = parsed(journal)
-        return await asyncio.gather(*(load(journal, thread, thread_id, key) for key in keys if key in thread.entries))
+        return await self._log.load_all(_address(config).thread_id, keys)
 
     async def _chain(self, config: RunnableConfig, channels: Sequence[str]) -> builtins.list[Loaded]:
-        """The target's ancestors, nearest first, to the root or until every channel has a stored value."""
-        thread_id, ns, checkpoint_id = _address(config)
-        journal, thread = await self._thread(thread_id)
-        if not ns:  # a run begins; a subgraph's beginning in the middle of one does not count
-            journal.opened()
-        wanted = checkpoint_id or thread.latest(ns)
-        entry = thread.entries.get((ns, wanted)) if wanted else None
-        remaining = set(channels)
-        chain: list[Loaded] = []
-        while entry is not None and entry.parent is not None and remaining:
-            key = ns, entry.parent
-            if key not in thread.entries:
-                raise incomplete(entry, remaining, "it is not in this region's copy")
-            if len(thread.writes.get(key, ())) < entry.parent_writes:
-                raise incomplete(entry, remaining, f"{entry.parent_writes} records of writes to it are needed")
-            try:
-                loaded = await load(journal, thread, thread_id, key)
-            except NotFound as error:
-                raise incomplete(entry, remaining, error.message) from error
-            chain.append(loaded)
-            remaining -= set(self._checkpoint(loaded)["channel_values"])
-            entry = thread.entries[key]
-        return chain
+        return await self._log.chain(_address(config), channels, lambda loaded: self._checkpoint(loaded)["channel_values"])
 
     def _history(self, chain: Sequence[Loaded], channels: Sequence[str]) -> Mapping[str, DeltaChannelHistory]:
         """Writes oldest first, from the nearest stored value on; that checkpoint's own writes come after its value."""
@@ -416,81 +309,48 @@ class ReplicatedSaver(BaseCheckpointSaver[int]):
     async def adelete_thread(self, thread_id: str) -> None:
         """Hides all checkpoints and writes of a thread that were written until now. Bytes stay until retention takes them."""
         self._check_hold()
-        await self._bridge.wait(self._delete(thread_id, "delete"))
+        await self._bridge.wait(self._log.delete(thread_id, "delete"))
 
     def delete_thread(self, thread_id: str) -> None:
         """See ``adelete_thread``."""
         self._check_hold()
-        self._bridge.run(self._delete(thread_id, "delete"))
+        self._bridge.run(self._log.delete(thread_id, "delete"))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """``keep_latest``: hides all but the latest checkpoint of each namespace (ancestors stay readable for channels that
         need them). ``delete``: hides everything. Raises Refused for other strategies."""
         self._check_hold()
         for thread_id in thread_ids:
-            await self._bridge.wait(self._delete(thread_id, strategy))
+            await self._bridge.wait(self._log.delete(thread_id, strategy))
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """See ``aprune``."""
         self._check_hold()
         for thread_id in thread_ids:
-            self._bridge.run(self._delete(thread_id, strategy))
+            self._bridge.run(self._log.delete(thread_id, strategy))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Hides every checkpoint of these runs, in all threads, also what such a run would still write."""
         self._check_hold()
         for run_id in run_ids:
-            await self._bridge.wait(self._delete_run(str(run_id)))
+            await self._bridge.wait(self._log.delete_run(str(run_id)))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """See ``adelete_for_runs``."""
         self._check_hold()
         for run_id in run_ids:
-            self._bridge.run(self._delete_run(str(run_id)))
+            self._bridge.run(self._log.delete_run(str(run_id)))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copies all that the source's log holds since it was last deleted, pruned ancestors too, so that every chain is
         complete. What the target has already stays. Interrupted, it can be repeated."""
         self._check_hold()
-        await self._bridge.wait(self._copy(source_thread_id, target_thread_id))
+        await self._bridge.wait(self._log.copy(source_thread_id, target_thread_id))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """See ``acopy_thread``."""
         self._check_hold()
-        self._bridge.run(self._copy(source_thread_id, target_thread_id))
-
-    async def _delete(self, thread_id: str, strategy: str) -> None:
-        if strategy not in STRATEGIES:
-            raise Refused(f"strategy {strategy!r} is none of {', '.join(STRATEGIES)}", hint="choose one of them")
-        journal, thread = await self._thread(thread_id)
-        if not thread.shown:
-            return
-        meta = {"strategy": strategy, **({CLEARS: YES} if strategy == "delete" else {STAYS: YES})}
-        draft = Draft(f"{DELETED}/{uuid.uuid4().hex}", DELETED, b"", meta=meta)
-        await journal.append(draft, self._writing, once)
-
-    async def _delete_run(self, run_id: str) -> None:
-        draft = Draft(f"{DELETED}/{escape(run_id, PART_CHARS)}", DELETED, b"", meta={"run": run_id, STAYS: YES})
-        await self._runs.append(draft, Writing(self._writing.copies), once)
-
-    async def _copy(self, source_thread_id: str, target_thread_id: str) -> None:
-        source, thread = await self._thread(source_thread_id)
-        target, _ = await self._thread(target_thread_id)
-        for place, record in source.log:
-            if place < thread.begins:
-                continue
-            if record.kind != DELETED and RANK not in record.meta:
-                continue
-            subject = tuple(record.meta[name] for name in (SUBJECT, RANK, "task") if name in record.meta)
-            body = await source.body(record)
-            meta = {key: value for key, value in record.meta.items() if not key.startswith(RESERVED)}
-            draft = Draft(record.id.split(REPEAT)[0], record.kind, body, record.parent, meta)
-            await target.append(draft, self._writing, stands_in(target, subject))
-
-
-def _may_match(meta: Mapping[str, str], wanted: Mapping[str, Any] | None) -> bool:
-    """Decides what a record's own fields can decide, so that not every body has to be read."""
-    return all(str(value) == meta.get(name, str(value)) for name, value in (wanted or {}).items() if name in ("source", "step"))
+        self._bridge.run(self._log.copy(source_thread_id, target_thread_id))
 
 
 def _matches(metadata: CheckpointMetadata, wanted: Mapping[str, Any] | None) -> bool:
@@ -503,12 +363,12 @@ def _chunks(keys: Sequence[Key]) -> Iterator[Sequence[Key]]:
         yield keys[at : at + CHUNK]
 
 
-def _address(config: RunnableConfig) -> tuple[str, str, str | None]:
-    """Thread, namespace, checkpoint id. Raises Refused without a thread."""
+def _address(config: RunnableConfig) -> Address:
+    """Raises Refused without a thread."""
     known = config.get("configurable", {})
     if "thread_id" not in known:
         raise Refused("a checkpoint belongs to a thread", hint='give config["configurable"]["thread_id"]')
-    return str(known["thread_id"]), str(known.get("checkpoint_ns") or ""), get_checkpoint_id(config)
+    return Address(str(known["thread_id"]), str(known.get("checkpoint_ns") or ""), get_checkpoint_id(config))
 
 
 def _config(thread_id: str, key: Key) -> RunnableConfig:
