@@ -32,8 +32,8 @@ from controller.lab.demo_report import Report, Stored
 from controller.lab.demo_show import show_report
 from controller.lab.demo_stage import Options, Stage
 from controller.lab.late_writer import read_log
+from controller.lab.parts import APPROVERS, REQUESTER
 from controller.lab.processes import Started, tail
-from controller.lab.supervisor import APPROVERS, REQUESTER
 from controller.lab.topology import Topology
 
 POLL_SECONDS = 0.2

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from controller.lab.supervisor import APPROVERS, REQUESTER
+from controller.lab.parts import APPROVERS, REQUESTER
 from tests.benchmarks.stand import ROOT, Stand
 
 PATIENCE_SECONDS = 120.0

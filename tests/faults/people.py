@@ -15,7 +15,8 @@ from controller.domain.approval import NAMESPACE, statement
 from controller.domain.model import Authority, Holder
 from controller.domain.promotion import PlanRecord, State
 from controller.errors import DrError, Unavailable
-from controller.lab.supervisor import APPROVERS, REQUESTER, Lab
+from controller.lab.parts import APPROVERS, REQUESTER
+from controller.lab.supervisor import Lab
 from controller.runtime.documents import Keys, read, read_all
 
 ORDER = tuple(State)

@@ -26,7 +26,8 @@ from controller.domain.approval import NAMESPACE, statement
 from controller.domain.model import Authority, Holder
 from controller.domain.promotion import PlanRecord, State
 from controller.lab.demo_ledger import Ledgers
-from controller.lab.supervisor import APPROVERS, Lab
+from controller.lab.parts import APPROVERS
+from controller.lab.supervisor import Lab
 from controller.lab.topology import build
 from controller.runtime.documents import Keys, read, read_all
 

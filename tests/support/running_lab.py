@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import httpx
 
 from controller.cli.lab import read_settings
-from controller.lab.supervisor import APPROVERS, REQUESTER, Lab
+from controller.lab.parts import APPROVERS, REQUESTER
+from controller.lab.supervisor import Lab
 from controller.lab.topology import build
 
 T = TypeVar("T")
