@@ -1,5 +1,7 @@
 """What the shell needs from outside, as Protocols. One adapter file per outside system; ``adapters/memory`` is the reference.
 
+One page on purpose, although a long one: no code is in it, and whoever writes an adapter or a test reads it from top to bottom.
+
 Rules for every adapter:
 
 - Every call has a deadline of its own and raises ``Unavailable`` when it passes; a mutating call whose answer was lost and

@@ -2,7 +2,7 @@
 
 All are frozen. Times called ``*_at`` are wall-clock seconds since 1970 (for people and for stamps that cross processes);
 ages and leases are measured elsewhere, on a monotonic clock. ``Unknown`` is a value of its own and is never replaced by
-0, False or None.
+0, False or None. One page on purpose: they are the glossary, and decide nothing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
@@ -34,7 +34,26 @@ def archive_routes(service: ControllerService) -> APIRouter:
     """All of them."""
     router = APIRouter(prefix="/v1", tags=["the past"])
     operating = [permit(Permit.OPERATE)]
+    _reading(router, service, operating)
+    _verifying(router, service, operating)
 
+    @router.post(
+        "/restores",
+        dependencies=operating,
+        response_model=Restored,
+        summary="Give agents an earlier state back; the active controller only",
+    )
+    async def restore(given: RestoreIn, caller: Calling) -> Response:
+        items = [RestoreItem(one.agent, one.record, one.newest) for one in given.items]
+        found = await service.restorer.restore(
+            given.at, given.kind, items, requester=caller.acts_as(given.requester), confirm=given.confirm, force=given.force
+        )
+        return answer(Restored, found)
+
+    return router
+
+
+def _reading(router: APIRouter, service: ControllerService, operating: list[Any]) -> None:
     @router.get(
         "/checkpoints",
         dependencies=operating,
@@ -78,6 +97,8 @@ def archive_routes(service: ControllerService) -> APIRouter:
         names = tuple(named(name, "agent", DEFAULT_LIMITS.agent_chars) for name in agent)
         return answer(AsOf, service.archive.as_of(at, _kind(kind), names, after, limit))
 
+
+def _verifying(router: APIRouter, service: ControllerService, operating: list[Any]) -> None:
     @router.post(
         "/verifications/{region}",
         dependencies=operating,
@@ -116,18 +137,3 @@ def archive_routes(service: ControllerService) -> APIRouter:
             region, execute=given.execute, requester=caller.acts_as(given.requester), confirm=given.confirm
         )
         return answer(Repair, found)
-
-    @router.post(
-        "/restores",
-        dependencies=operating,
-        response_model=Restored,
-        summary="Give agents an earlier state back; the active controller only",
-    )
-    async def restore(given: RestoreIn, caller: Calling) -> Response:
-        items = [RestoreItem(one.agent, one.record, one.newest) for one in given.items]
-        found = await service.restorer.restore(
-            given.at, given.kind, items, requester=caller.acts_as(given.requester), confirm=given.confirm, force=given.force
-        )
-        return answer(Restored, found)
-
-    return router

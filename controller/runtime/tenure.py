@@ -13,7 +13,7 @@ from controller.domain import lease
 from controller.domain.lease import GuardedRead, Heartbeat, Right, Verdict
 from controller.domain.model import Authority, Barrier, Fence, Holder
 from controller.errors import DrError, OutcomeUnknown, Refused, Unavailable
-from controller.ports import Clock, Compare, Coordinator, Get, Lease, Put
+from controller.ports import Clock, Compare, Coordinator, Get, Item, Lease, Put
 from controller.runtime.documents import Keys, Seen, decode, encode, read
 from controller.runtime.documents import seen as document
 from controller.runtime.recovery import other_cluster
@@ -182,21 +182,7 @@ async def acquire(
     held = replace(granted, ttl_seconds=min(granted.ttl_seconds, ttl_seconds))
     epoch = authority.value.epoch + 1
     holder = Holder(stream, region, instance, epoch, address, clock.wall(), held.ttl_seconds)
-    key = keys.holder(stream)
-    try:
-        result = await coordinator.txn(
-            [Compare.modified(keys.authority, authority.revision), Compare.absent(key)],
-            [
-                Put(keys.authority, encode(replace(authority.value, epoch=epoch))),
-                Put(key, encode(holder), held.id),
-                Get(key),
-            ],
-            [Get(key)],
-        )
-        item = result.items[0] if result.succeeded else None
-    except OutcomeUnknown:
-        mine = await read(coordinator, key, Holder)
-        item = mine.item if mine is not None and mine.value == holder and mine.item.lease == held.id else None
+    item = await _take(coordinator, keys, authority, holder, held)
     if item is None:
         try:
             await coordinator.revoke(held.id)
@@ -206,3 +192,23 @@ async def acquire(
     right = Right(epoch, lease.first_deadline(asked_at, held.ttl_seconds, margin_seconds))
     fence = Fence(stream, epoch, region, instance)
     return Tenure(coordinator, keys, clock, fence, held, item.create_revision, right, margin_seconds, gone_by)
+
+
+async def _take(coordinator: Coordinator, keys: Keys, authority: Seen[Authority], holder: Holder, held: Lease) -> Item | None:
+    """Raises the epoch in the authority and writes the leased holder key, in one transaction; None when that was not done.
+    Raises Unavailable."""
+    key = keys.holder(holder.stream)
+    try:
+        result = await coordinator.txn(
+            [Compare.modified(keys.authority, authority.revision), Compare.absent(key)],
+            [
+                Put(keys.authority, encode(replace(authority.value, epoch=holder.epoch))),
+                Put(key, encode(holder), held.id),
+                Get(key),
+            ],
+            [Get(key)],
+        )
+    except OutcomeUnknown:
+        mine = await read(coordinator, key, Holder)
+        return mine.item if mine is not None and mine.value == holder and mine.item.lease == held.id else None
+    return result.items[0] if result.succeeded else None
