@@ -28,7 +28,7 @@ OURS = {
 
 def loaded_by(module: str) -> set[str]:
     program = f"import sys, {module}; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
     names = done.stdout.split()
     return {name.split(".")[0] for name in names} | {name for name in names if name.startswith("controller.")}
 

@@ -64,6 +64,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DRCTL_ENDPOINTS", url)
     monkeypatch.setattr("controller.cli.plans.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("controller.cli.client.READ_SECONDS", 120.0)  # how busy this machine is, is not what is tested here
     yield Site(service, url, tmp_path)
     server.should_exit = True
     thread.join(10)
