@@ -20,8 +20,8 @@ from controller.adapters.etcd import EtcdCoordinator
 from controller.agent.sync import Checkpoints
 from controller.cli.lab import read_settings
 from controller.lab.aws import LAB_ENVIRONMENT
-from controller.lab.secured import Secured
 from controller.lab.parts import APPROVERS, REQUESTER
+from controller.lab.secured import Secured
 from tests.support.running_lab import ROOT, RunningLab
 from tests.support.secrets import Marks, key_marks
 
