@@ -20,8 +20,8 @@ from controller.lab.certificates import Authority
 from controller.lab.etcd import EtcdAddress, EtcdCluster, EtcdTls, find_etcd
 from tests.support.ports import free_ports
 
-pytestmark = pytest.mark.etcd
-PATIENT_SECONDS = 60.0
+pytestmark = [pytest.mark.etcd, pytest.mark.timeout(900)]
+PATIENT_SECONDS = 240.0
 
 
 @pytest.fixture(scope="module")
