@@ -35,6 +35,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=0.0, help="instead of --runs: round and round, in random order")
     parser.add_argument("--seed", type=int, default=None, help="decides which region or process a fault takes")
     parser.add_argument("--keep", type=Path, default=None, help="folder for logs and records of faults with violations")
+    parser.add_argument(
+        "--delay-ms",
+        type=float,
+        default=0.0,
+        help="each way between two regions during the whole run; 40 = 80 ms there and back",
+    )
     parser.add_argument("--output", choices=("table", "json"), default="table")
     parser.add_argument("--list", action="store_true", help="print the faults and end")
     failover_command.add_arguments(parser)
@@ -56,7 +62,7 @@ def show(report: Report) -> None:
     console = Console(width=120)
     console.print(table)
     console.print(
-        f"{report.seconds:.0f} s, etcd {report.etcd}; "
+        f"{report.seconds:.0f} s, etcd {report.etcd}, {report.delay_ms:g} ms each way between regions; "
         f"checked: {report.acknowledgements} acknowledgements, {report.operations} operations for "
         f"linearizability, {report.transactions} transactions, {report.segments} segment objects; {report.mutants} mutants of "
         f"the history, unnoticed: {', '.join(report.unnoticed) or 'none'}"
@@ -81,7 +87,16 @@ async def run(options: argparse.Namespace, report: Report) -> None:
     seed = options.seed if options.seed is not None else int(time.time())
     say(f"seed {seed}")
     chosen = named([name for name in options.only.split(",") if name])
-    await play(report, chosen, runs=options.runs, minutes=options.minutes, seed=seed, say=say, keep=options.keep)
+    await play(
+        report,
+        chosen,
+        runs=options.runs,
+        minutes=options.minutes,
+        seed=seed,
+        say=say,
+        keep=options.keep,
+        delay_seconds=options.delay_ms / 1000,
+    )
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ from controller.domain.promotion import State
 from controller.lab.etcd import EtcdBinary
 from tests.faults.network import WORLD, why_no_disks
 from tests.faults.people import GaveUp
+from tests.faults.relay import Shape, why_no_relay
 from tests.faults.stage import QUOTA_MB, Stage
 
 TTL_SECONDS = 5.0
@@ -45,6 +46,8 @@ class Fault:
     hold_seconds: float = HOLD_SECONDS
     disks: bool = False
     """Needs a file system that can be frozen."""
+    relay: bool = False
+    """Needs packets that can be held on their way."""
     trustworthy: bool = False
     """Needs an etcd that production could use: older ones break the promise, see the page."""
     wakes_etcd: bool = False
@@ -71,10 +74,12 @@ async def _others(stage: Stage) -> tuple[str, list[str]]:
 def playable(chosen: Sequence[Fault], etcd: EtcdBinary) -> tuple[list[Fault], list[str]]:
     """Those that this machine can play, and a sentence on each that it cannot."""
     kept, skipped = [], []
-    no_disks = why_no_disks()
+    no_disks, no_relay = why_no_disks(), why_no_relay()
     for one in chosen:
         if one.disks and no_disks:
             skipped.append(f"{one.name} skipped: {no_disks}; stop-etcd-leader stands still, too")
+        elif one.relay and no_relay:
+            skipped.append(f"{one.name} skipped: {no_relay}")
         elif one.trustworthy and not is_trustworthy(etcd.version):
             skipped.append(f"{one.name} skipped: etcd {etcd.version} revokes leases that were kept alive, use 3.5.16 or newer")
         else:
@@ -167,6 +172,86 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
         stage.network.heal()
         await asyncio.sleep(1.5)
     return Struck(injected=4)
+
+
+# ------------------------------------------------------------------------------------------------------ roads that are long
+
+
+FAR = Shape(delay=0.04)
+"""There and back 80 ms, as between two continents' near ends."""
+
+
+async def _works(stage: Stage) -> int:
+    """The group is whole while the fault lasts, and stays at work for a while. Returns how many packets the relay carried.
+    Raises GaveUp."""
+    before = stage.network.carried().packets
+    took = await stage.settled(60.0)
+    await asyncio.sleep(HOLD_SECONDS)
+    counts = stage.network.carried()
+    stage.say(f"  whole after {took:.1f} s while it lasted; {counts}")
+    return counts.packets - before
+
+
+@fault("delay-80ms", "80 ms between all regions, there and back; the group must serve", relay=True, hold_seconds=0.0)
+async def _(stage: Stage, rng: random.Random) -> Struck:
+    stage.network.shape_all(FAR)
+    return Struck(injected=await _works(stage))
+
+
+@fault(
+    "delay-one-way",
+    "what the active region sends to another one takes 150 ms; what comes back, nothing",
+    relay=True,
+    hold_seconds=0.0,
+)
+async def _(stage: Stage, rng: random.Random) -> Struck:
+    home, others = await _others(stage)
+    stage.network.shape(home, rng.choice(others), Shape(delay=0.15))
+    return Struck(injected=await _works(stage))
+
+
+@fault(
+    "loss-2-percent", "two of a hundred packets between regions are lost, the rest takes 10 ms", relay=True, hold_seconds=0.0
+)
+async def _(stage: Stage, rng: random.Random) -> Struck:
+    lost = stage.network.carried().lost
+    stage.network.shape_all(Shape(delay=0.01, loss=0.02))
+    await _works(stage)
+    return Struck(injected=stage.network.carried().lost - lost)
+
+
+@fault(
+    "jitter-and-reordering",
+    "10 to 60 ms between regions; one packet in ten arrives after later ones, one in fifty twice",
+    relay=True,
+    hold_seconds=0.0,
+)
+async def _(stage: Stage, rng: random.Random) -> Struck:
+    before = stage.network.carried()
+    stage.network.shape_all(Shape(delay=0.01, jitter=0.05, late=0.1, late_by=0.03, twice=0.02))
+    await _works(stage)
+    after = stage.network.carried()
+    return Struck(injected=after.late - before.late + after.twice - before.twice)
+
+
+@fault("delay-isolate-home", "80 ms between all regions, and then the active one is cut off; people move the group", relay=True)
+async def _(stage: Stage, rng: random.Random) -> Struck:
+    stage.network.shape_all(FAR)
+    await stage.settled(60.0)
+    home, _ = await _others(stage)
+    stage.network.isolate(home)
+    return Struck([home], move=True)
+
+
+@fault("delay-switchover", "a switchover with 80 ms between all regions", relay=True, hold_seconds=0.0)
+async def _(stage: Stage, rng: random.Random) -> Struck:
+    stage.network.shape_all(FAR)
+    await stage.settled(60.0)
+    _, others = await _others(stage)
+    record = await stage.people.ended(await stage.people.order("switchover", rng.choice(others)))
+    if record.state is not State.DONE:
+        raise GaveUp(f"the switchover ended {record.state.value}: {record.reason}")
+    return Struck()
 
 
 # -------------------------------------------------------------------------------------------------- processes that stand still

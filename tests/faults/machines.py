@@ -96,11 +96,9 @@ class MachineNetwork(Network):
     def _route_machines(self, one: str, other: str) -> None:
         """Machines of a region are reached by the way to their region."""
         for place, far in ((one, other), (other, one)):
-            own = f"127.0.{self.places.index(place)}.1"
             for name, region in self.machines.items():
-                if region == far and (one, other) not in self.down:
-                    way = ("via", self._hop(far, place), "dev", self._end(place, far), "src", own)
-                    self._in(place, "ip", "route", "replace", self._subnet(name), *way)
+                if region == far and self._pair(one, other) not in self.down:
+                    self._in(place, "ip", "route", "replace", self._subnet(name), *self._way(place, far))
 
     # ------------------------------------------------------------------------------------------------------------ faults
 

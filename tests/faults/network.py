@@ -15,9 +15,11 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import asdict, dataclass, field
+from itertools import combinations, permutations
 from pathlib import Path
+
+from tests.faults.relay import Counts, RelayProcess, Shape
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
@@ -73,6 +75,12 @@ class Network:
     """Directions (from, to) that rules drop now."""
     down: set[tuple[str, str]] = field(default_factory=set)
     """Pairs whose link is down."""
+    shapes: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    """Directions (from, to) whose packets are held, lost, doubled or overtaken now."""
+    standing: Shape = field(default_factory=Shape)
+    """What every direction between two regions has, also after ``heal``. Set before ``build``."""
+    _relay: RelayProcess | None = None
+    _tunnels: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def places(self) -> list[str]:
@@ -109,6 +117,13 @@ class Network:
             for place, far in ((one, other), (other, one)):
                 self._in(place, "ip", "address", "add", f"{self._hop(place, far)}/30", "dev", self._end(place, far))
             self._up(one, other)
+        self._stand()
+
+    def close(self) -> None:
+        """Ends the relay; namespaces and links end with the processes in them."""
+        if self._relay is not None:
+            self._relay.close()
+            self._relay = None
 
     def _in(self, place: str, *argv: str, text: str | None = None) -> str:
         return _run(*self.prefix(place), *argv, text=text)
@@ -122,12 +137,30 @@ class Network:
 
     def _up(self, one: str, other: str) -> None:
         for place, far in ((one, other), (other, one)):
-            self._in(place, "ip", "link", "set", self._end(place, far), "up")
+            for end in self._doors(place, far):
+                self._in(place, "ip", "link", "set", end, "up")
         for place, far in ((one, other), (other, one)):  # the kernel forgot the routes when the link went down
             self._in(place, "ip", "neighbour", "flush", "dev", self._end(place, far))
-            own = f"127.0.{self.places.index(place)}.1"
-            way = ("via", self._hop(far, place), "dev", self._end(place, far), "src", own)
-            self._in(place, "ip", "route", "replace", self.subnet(far), *way)
+            self._in(place, "ip", "route", "replace", self.subnet(far), *self._way(place, far))
+
+    def _way(self, place: str, far: str) -> tuple[str, ...]:
+        """The route there: by the cable, or through the relay while either direction is shaped."""
+        way: tuple[str, ...] = ("via", self._hop(far, place), "dev", self._end(place, far))
+        if (place, far) in self.shapes or (far, place) in self.shapes:
+            way = ("dev", self._tunnel(place, far))
+        return (*way, "src", f"127.0.{self.places.index(place)}.1")
+
+    def _tunnel(self, place: str, far: str) -> str:
+        """The device whose packets the relay carries."""
+        return f"dt{self.places.index(place)}to{self.places.index(far)}"
+
+    def _doors(self, place: str, far: str) -> list[str]:
+        """Whatever leads from a place to another one."""
+        return [self._end(place, far), *([self._tunnel(place, far)] if self._pair(place, far) in self._tunnels else [])]
+
+    def _pair(self, one: str, other: str) -> tuple[str, str]:
+        low, high = sorted((one, other), key=self.places.index)
+        return low, high
 
     # ------------------------------------------------------------------------------------------------------------ faults
 
@@ -135,7 +168,8 @@ class Network:
         """Unplugs the cable: the one side has no route any more, the other sends into nothing."""
         one, other = sorted((one, other), key=self.places.index)
         self.down.add((one, other))
-        self._in(other, "ip", "link", "set", self._end(other, one), "down")
+        for end in self._doors(other, one):
+            self._in(other, "ip", "link", "set", end, "down")
 
     def link_up(self, one: str, other: str) -> None:
         """Plugs it in again."""
@@ -159,19 +193,66 @@ class Network:
             if other != region:
                 self.cut(region, other)
 
+    def shape(self, source: str, target: str, shape: Shape) -> None:
+        """Packets of one direction are held, lost, doubled or overtaken from now on. Raises OSError."""
+        if shape == Shape():
+            self.shapes.pop((source, target), None)
+        else:
+            self._open(source, target)
+            self.shapes[source, target] = shape
+        if self._pair(source, target) in self._tunnels:
+            self._carry({"shape": self._tunnel(source, target), "as": asdict(shape)})
+            if self._pair(source, target) not in self.down:  # else that is done when the cable is plugged in again
+                self._up(source, target)
+
+    def shape_all(self, shape: Shape) -> None:
+        """Every direction between two regions; the world outside stays where it is."""
+        for source, target in permutations(self.regions, 2):
+            self.shape(source, target, shape)
+
+    def carried(self) -> Counts:
+        """What the relay has done so far."""
+        return self._carry({}) if self._relay is not None else Counts()
+
+    def _open(self, one: str, other: str) -> None:
+        pair = self._pair(one, other)
+        if pair in self._tunnels:
+            return
+        ends = [(place, self._tunnel(place, far)) for place, far in (pair, pair[::-1])]
+        self._carry({"open": [(end, "" if place == WORLD else f"/run/netns/{place}") for place, end in ends]})
+        self._tunnels.add(pair)
+        for place, end in ends:
+            # Without an IPv6 address it is silent when nobody uses it.
+            self._in(place, "ip", "link", "set", end, "mtu", "1500", "txqueuelen", "5000", "addrgenmode", "none")
+            if pair not in self.down or place == pair[0]:
+                self._in(place, "ip", "link", "set", end, "up")
+
+    def _carry(self, command: dict[str, object]) -> Counts:
+        if self._relay is None:
+            self._relay = RelayProcess()
+        return self._relay.ask(command)
+
+    def _stand(self) -> None:
+        for source, target in set(self.shapes) | (set(permutations(self.regions, 2)) if self.standing != Shape() else set()):
+            wanted = Shape() if WORLD in (source, target) else self.standing
+            if self.shapes.get((source, target), Shape()) != wanted:
+                self.shape(source, target, wanted)
+
     def heal(self) -> None:
-        """All links up, no rules."""
+        """All links up, no rules, no packet held but for what stands."""
         targets = {target for _, target in self.cuts}
         self.cuts.clear()
         for target in targets:
             self._rules(target)
         for one, other in list(self.down):
             self.link_up(one, other)
+        self._stand()
 
     def _rules(self, target: str) -> None:
         sources = sorted(source for source, to in self.cuts if to == target)
         # By the link that they come in on: requests and answers alike, whatever address they carry.
-        lines = [f"add rule {TABLE} cuts iifname {self._end(target, source)} drop" for source in sources]
+        ends = [end for source in sources for end in (self._end(target, source), self._tunnel(target, source))]
+        lines = [f"add rule {TABLE} cuts iifname {end} drop" for end in ends]
         self._in(target, "nft", "-f", "-", text="\n".join([f"flush chain {TABLE} cuts", *lines, ""]))
 
     def reaches(self, source: str, target: str) -> bool:

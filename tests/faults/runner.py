@@ -109,6 +109,8 @@ class Report:
     """Mutants of the recorded histories on which the checkers were tried in the end."""
     unnoticed: list[str] = field(default_factory=list)
     """Mutants that their checker passed over: what the run says is then worth nothing."""
+    delay_ms: float = 0.0
+    """Of every packet between two regions, each way, during the whole run."""
     skipped: list[str] = field(default_factory=list)
     holes: list[str] = field(default_factory=list)
 
@@ -255,17 +257,19 @@ async def play(
     seed: int,
     say: Callable[[str], None],
     keep: Path | None = None,
+    delay_seconds: float = 0.0,
 ) -> None:
     """Plays the chosen faults ``runs`` times each, or round and round for ``minutes``; on a new stage when one is of no
     more use. What is found is in ``report`` at any time."""
     began, rng = time.monotonic(), random.Random(seed)
     binary = find_etcd()
     report.etcd = binary.version
+    report.delay_ms = delay_seconds * 1000
     chosen, report.skipped = playable(chosen, binary)
     queue: list[Fault] = []
     left = runs
     while True:
-        async with Stage(say, disks=not why_no_disks()) as stage:
+        async with Stage(say, disks=not why_no_disks(), delay_seconds=delay_seconds) as stage:
             say(f"group is up after {time.monotonic() - began:.0f} s")
             runner = Runner(stage, report, say, rng.randrange(2**31), keep)
             runner.begin()

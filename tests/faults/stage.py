@@ -30,6 +30,7 @@ from controller.lab.topology import Topology, build
 from tests.faults.network import WORLD, Network
 from tests.faults.people import GaveUp, People
 from tests.faults.recorded import EtcdHistory, Lines, Recorded
+from tests.faults.relay import Shape
 from tests.faults.stale import new_folder
 from tests.faults.worker import now
 
@@ -45,7 +46,8 @@ LEVEL_SEGMENTS = 15
 
 @dataclass
 class Stage:
-    """``async with Stage(...) as stage``. ``disks``: each etcd member on a file system of its own."""
+    """``async with Stage(...) as stage``. ``disks``: each etcd member on a file system of its own.
+    ``delay_seconds``: what every packet from one region to another one takes, on top of what this machine needs."""
 
     say: Callable[[str], None]
     agents: int = 2
@@ -57,6 +59,7 @@ class Stage:
     start_seconds: float = 90.0
     """Until agents are acknowledged for the first time, once everything runs."""
     disks: bool = True
+    delay_seconds: float = 0.0
     worker_lives: dict[str, int] = field(default_factory=dict)
 
     async def __aenter__(self) -> Stage:
@@ -79,6 +82,7 @@ class Stage:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
+        self.network.close()
         self._unmount()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -108,7 +112,7 @@ class Stage:
         return read_settings(None)
 
     def _network(self) -> Network:
-        return Network(self.regions)
+        return Network(self.regions, standing=Shape(delay=self.delay_seconds))
 
     def _lab(self, topology: Topology) -> Lab:
         return Lab(topology, **self._lab_options())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.network import why_no_disks, why_not
+from tests.faults.relay import why_no_relay
 
 ROOT = Path(__file__).parents[2]
 WHY_NOT = why_not()
@@ -50,6 +51,66 @@ seen["one way"] = [arrives("a", "b"), arrives("b", "a")]
 print(json.dumps(seen))
 """
 
+HELD = (
+    """
+import json, subprocess, sys
+from tests.faults.network import Network, enter
+from tests.faults.relay import Shape
+enter()
+network = Network(["a", "b"])
+network.build()
+seen = {}
+there_and_back = """
+    + repr("""
+import socket, time
+def once():
+    began = time.monotonic()
+    try:
+        socket.create_connection(("127.0.2.1", 9), timeout=5)
+    except ConnectionRefusedError:
+        return time.monotonic() - began
+print(min(once() for _ in range(3)))
+""")
+    + """
+listen = """
+    + repr("""
+import socket, sys
+s = socket.socket(type=2); s.bind(("127.0.2.1", 5000)); s.settimeout(2.0); print("ready", flush=True)
+try:
+    while True: print(s.recv(9).decode(), flush=True)
+except TimeoutError: pass
+""")
+    + """
+send = "import socket; s = socket.socket(type=2); [s.sendto(b'%d' % n, ('127.0.2.1', 5000)) for n in range(60)]"
+def run(place, code, **more):
+    return subprocess.Popen([*network.prefix(place), sys.executable, "-S", "-c", code], stdout=subprocess.PIPE, text=True)
+def seconds():
+    return float(run("a", there_and_back).communicate()[0])
+def arrived():
+    waits = run("b", listen)
+    waits.stdout.readline()
+    run("a", send).wait()
+    return [int(line) for line in waits.communicate()[0].split()]
+seen["plain"] = arrived()
+network.shape_all(Shape(delay=0.04))
+seen["far"] = seconds()
+network.shape_all(Shape())
+network.shape("a", "b", Shape(delay=0.2))
+seen["one way"] = seconds()
+network.cut("a", "b"); seen["cut"] = network.reaches("a", "b")
+network.heal(); seen["healed"] = network.reaches("a", "b")
+before = network.carried().packets
+seconds(); seen["carried after that"] = network.carried().packets - before
+network.shape("a", "b", Shape(late=0.5)); seen["late"] = arrived()
+network.shape("a", "b", Shape(twice=1.0)); seen["twice"] = arrived()
+network.shape("a", "b", Shape(loss=1.0)); seen["lost"] = arrived()
+network.heal(); network.link_down("a", "b"); network.shape("a", "b", Shape(delay=0.01))
+seen["unplugged"] = network.reaches("a", "b")
+network.heal(); network.standing = Shape(delay=0.04); network.heal(); seen["standing"] = seconds()
+print(json.dumps(seen))
+"""
+)
+
 FROZEN = """
 import subprocess, time
 from tests.faults import network, stale
@@ -87,6 +148,24 @@ def test_links_and_rules_cut_what_they_say_and_nothing_else(tmp_path: Path) -> N
     }
     own = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     assert "dr0to1" not in own
+
+
+@pytest.mark.skipif(bool(why_no_relay()), reason=why_no_relay() or "possible")
+def test_packets_are_held_lost_doubled_and_overtaken_as_told_and_links_that_are_not_shaped_are_plain(tmp_path: Path) -> None:
+    out, err = _python(HELD, tmp_path).communicate(timeout=100)
+    assert out, err
+    seen = json.loads(out)
+    every = list(range(60))
+    assert seen["plain"] == every
+    assert seen["far"] >= 0.08
+    assert seen["one way"] >= 0.2
+    assert (seen["cut"], seen["healed"], seen["carried after that"]) == (False, True, 0)
+    assert sorted(seen["late"]) == every
+    assert seen["late"] != every
+    assert seen["twice"] == sorted(every * 2)
+    assert seen["lost"] == []
+    assert seen["unplugged"] is False
+    assert seen["standing"] >= 0.08
 
 
 @pytest.mark.skipif(bool(why_no_disks()), reason=why_no_disks() or "possible")
