@@ -38,8 +38,12 @@ _NOT_APPLIED = frozenset({
 
 # Expired credentials are "wait", not "correct a setting": the provider (instance role, web identity) renews them by itself,
 # the next call signs with the new ones, and a controller that gave up on them in the middle of a promotion would have to be
-# restarted by hand.
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+# restarted by hand. One rule for every service: stores, KMS and STS get it from ``translate``, Route 53 from these names.
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+EXPIRED_HINT = "credentials have expired: they are renewed by their provider; look at it if this stays"
+NOT_RENEWED = (sdk.CredentialRetrievalError, sdk.TokenRetrievalError, sdk.MetadataRetrievalError)
+"""The provider of the credentials did not answer: nothing was sent."""
+NOT_RENEWED_HINT = "look at the provider of the credentials"
 
 _MISCONFIGURED = {
     "NoSuchBucket": "create the bucket or correct `bucket`",
@@ -82,10 +86,8 @@ def translate(error: BaseException, *, doing: str) -> DrError:
         return Misconfigured(
             f"{doing}: no AWS credentials were found", hint="give this process a role, or set AWS_ACCESS_KEY_ID and its secret"
         )
-    if isinstance(error, sdk.CredentialRetrievalError | sdk.TokenRetrievalError | sdk.MetadataRetrievalError):
-        return Unavailable(
-            f"{doing}: credentials could not be renewed: {_short(error)}", hint="look at the provider of the credentials"
-        )
+    if isinstance(error, NOT_RENEWED):
+        return Unavailable(f"{doing}: credentials could not be renewed: {_short(error)}", hint=NOT_RENEWED_HINT)
     if isinstance(
         error,
         sdk.NoRegionError | sdk.InvalidRegionError | sdk.InvalidConfigError | sdk.ProfileNotFound | sdk.UnknownEndpointError,
@@ -110,10 +112,10 @@ def _answered(error: sdk.ClientError, doing: str) -> DrError:
     message = f"{doing}: {code or status}: {_short(str(dict(error.response.get('Error', {})).get('Message', '')))}"
     if code in _NOT_APPLIED or status == 429:
         return Unavailable(message, hint="turned away: wait, or raise the limit that is named")
-    if code in _EXPIRED:
-        return Unavailable(
-            message, hint="credentials have expired: they are renewed by their provider; look at it if this stays"
-        )
+    if code in EXPIRED:
+        return Unavailable(message, hint=EXPIRED_HINT)
+    if code == "400":  # a HEAD request says no more, and expired credentials are what nearly always is behind it
+        return Unavailable(message, hint=f"probably {EXPIRED_HINT}, and at `aws_region`")
     if code in _MISCONFIGURED:
         return Misconfigured(message, hint=_MISCONFIGURED[code])
     if code in MISSING:

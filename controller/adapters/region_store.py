@@ -181,6 +181,9 @@ class AwsRegionStore(AwsShelf, AwsMender):
             metadata = {DIGEST_METADATA: digest, "writer": quote(fence.writer)}  # metadata travels in headers: ASCII
             await call.attempt(self._send_object(self._key(ref), data, digest, metadata), mutates=True)
         except ClientError:
+            # Something is there: perhaps ours, of an attempt whose answer was lost (aiohttp, too, repeats a PUT on a connection
+            # that broke), and nobody knows until it was looked at.
+            call.doubt = True
             there = await self._digest_of(call, ref)
             if there is not None and there != digest:
                 raise head_rules.other_content(self._key(ref), self._region, there, digest) from None

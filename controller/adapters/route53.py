@@ -30,6 +30,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
+from controller.adapters.aws_errors import EXPIRED, EXPIRED_HINT, NOT_RENEWED
 from controller.adapters.record_sets import Change, RecordSet, epoch_name, normal_name
 from controller.adapters.traffic import NO_CHANGE, BatchRejectedError, CompareAndSetTraffic
 from controller.errors import Misconfigured, NotFound, OutcomeUnknown, Refused, Unavailable
@@ -53,8 +54,6 @@ _CREDENTIALS = frozenset(
     {
         "AccessDenied",
         "AccessDeniedException",
-        "ExpiredToken",
-        "ExpiredTokenException",
         "InvalidClientTokenId",
         "InvalidSignatureException",
         "MissingAuthenticationToken",
@@ -68,6 +67,10 @@ _CREDENTIALS = frozenset(
 
 class _LaterError(Exception):
     """Certainly not applied; the provider asks to come again."""
+
+
+class _ExpiredError(_LaterError):
+    """Certainly not applied; the provider of the credentials renews them."""
 
 
 class _NoAnswerError(Exception):
@@ -179,6 +182,8 @@ class Route53Traffic(CompareAndSetTraffic):
             async for attempt in retries:
                 with attempt:
                     return await self._once(call)
+        except _ExpiredError as error:
+            raise Unavailable(f"Route 53 does not let us yet: {error}", hint=EXPIRED_HINT) from error
         except _LaterError as error:
             hint = "wait; other tools may use up the account's 5 calls a second"
             raise Unavailable(f"Route 53 is busy: {error}", hint=hint) from error
@@ -196,6 +201,8 @@ class Route53Traffic(CompareAndSetTraffic):
             raise _sorted(error, self._zone_id) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise Misconfigured(f"no AWS credentials for Route 53: {error}", hint="give the process a role") from error
+        except NOT_RENEWED as error:
+            raise _ExpiredError(f"credentials could not be renewed: {error}") from error
         except (EndpointConnectionError, ConnectTimeoutError) as error:
             raise _NotSentError(str(error)) from error
         except ParamValidationError as error:
@@ -215,6 +222,8 @@ def _sorted(error: ClientError, zone_id: str) -> Exception:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _LATER or status == 429:
         return _LaterError(f"{code}: {text}")
+    if code in EXPIRED:
+        return _ExpiredError(f"{code}: {text}")
     if code == "InvalidChangeBatch":
         return BatchRejectedError(text)
     if code == "NoSuchHostedZone":
@@ -223,7 +232,7 @@ def _sorted(error: ClientError, zone_id: str) -> Exception:
     if code == "NoSuchChange":
         return NotFound(f"Route 53 knows no such change: {text}", hint="confirm with DNS itself")
     if code in _CREDENTIALS:
-        return Misconfigured(f"Route 53 does not let us: {code}: {text}", hint="check the role, its policy and its expiry")
+        return Misconfigured(f"Route 53 does not let us: {code}: {text}", hint="check the role and its policy")
     if status >= 500 or not status:
         return _NoAnswerError(f"{status} {code}: {text}")
     return Refused(f"Route 53 refused the call: {code}: {text}", hint="read the message; the same call will be refused again")

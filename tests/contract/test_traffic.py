@@ -18,6 +18,7 @@ import boto3
 import httpx
 import pytest
 import stamina
+from botocore.exceptions import CredentialRetrievalError
 
 from controller.adapters.memory.gate import FaultGate, OpenGate
 from controller.adapters.memory.traffic import MemoryTraffic, MemoryZone
@@ -830,7 +831,6 @@ async def test_reads_are_repeated_over_lost_answers_and_server_errors(odd: Odd) 
     [
         ("NoSuchHostedZone", Misconfigured),
         ("AccessDenied", Misconfigured),
-        ("ExpiredToken", Misconfigured),
         ("SignatureDoesNotMatch", Misconfigured),
         ("InvalidInput", Refused),
     ],
@@ -845,6 +845,46 @@ async def test_errors_are_sorted_by_what_the_reader_does_next(odd: Odd, code: st
     with pytest.raises(error) as caught:
         await traffic.change(fence(7), expected, TO_DE)
     assert caught.value.hint
+
+
+@pytest.mark.aws
+@pytest.mark.parametrize("code", ["ExpiredToken", "ExpiredTokenException"])
+async def test_credentials_that_have_expired_are_waited_for_and_nothing_was_changed(odd: Odd, code: str) -> None:
+    """The rule of the stores: whoever lends them renews them by itself."""
+    proxy, world, traffic = odd
+    expected = await traffic.read()
+    proxy.instead["GET"] = [xml_error(403, code)] * 2
+    assert (await traffic.read()).weights == HOME
+    proxy.instead["POST"] = [xml_error(403, code)] * 9
+    with pytest.raises(Unavailable, match=code) as caught:
+        await traffic.change(fence(7), expected, TO_DE)
+    assert not isinstance(caught.value, OutcomeUnknown)
+    assert "renewed by their provider" in caught.value.hint
+    assert (await world.traffic().read()).weights == HOME
+    proxy.instead["POST"] = [xml_error(403, code)] * 2
+    await traffic.change(fence(7), expected, TO_DE)
+    assert (await world.traffic().read()).weights == TO_DE
+
+
+@pytest.mark.aws
+async def test_credentials_that_cannot_be_renewed_now_send_nothing_and_are_waited_for(
+    odd: Odd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, _, traffic = odd
+    expected = await traffic.read()
+    proxy.seen.clear()
+    asked = []
+
+    def no_provider(*_: Any, **__: Any) -> None:
+        asked.append(1)
+        raise CredentialRetrievalError(provider="iam-role", error_msg="timed out")
+
+    monkeypatch.setattr(traffic._client._request_signer, "sign", no_provider)
+    with pytest.raises(Unavailable, match="could not be renewed") as caught:
+        await traffic.change(fence(7), expected, TO_DE)
+    assert not isinstance(caught.value, OutcomeUnknown)
+    assert len(asked) > 1
+    assert proxy.seen == []
 
 
 @pytest.mark.aws

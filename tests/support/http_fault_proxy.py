@@ -26,6 +26,10 @@ class Fault(StrEnum):
     """Forwarded after ``seconds``, also when the client has given up by then: the late arrival."""
     ANSWER = "answer"
     """Answered by the proxy with ``status`` and ``code``; never forwarded."""
+    EXPIRED = "expired"
+    """Answered as each service answers a caller whose credentials have expired; never forwarded."""
+    THROTTLED = "throttled"
+    """Answered as each service answers a caller who asks too often; never forwarded."""
     RESET_BEFORE = "reset before"
     """The connection is reset; never forwarded."""
     RESET_AFTER = "reset after"
@@ -50,6 +54,43 @@ class Request:
     path: str
     target: str
     raw: bytes
+
+
+class Service(StrEnum):
+    """Whom a request is for."""
+
+    S3 = "s3"
+    JSON = "json"
+    """DynamoDB and KMS."""
+    ROUTE53 = "route53"
+    STS = "sts"
+
+
+def service(request: Request) -> Service:
+    """By its target, its path, its method."""
+    if request.target:
+        return Service.JSON
+    if request.path.startswith("/2013-04-01/"):
+        return Service.ROUTE53
+    return Service.STS if request.method == "POST" and request.path == "/" else Service.S3
+
+
+NOT_FORWARDED = frozenset({Fault.ANSWER, Fault.EXPIRED, Fault.THROTTLED, Fault.RESET_BEFORE, Fault.BLACKHOLE})
+SAID = {
+    Fault.EXPIRED: {
+        Service.S3: (400, "ExpiredToken"),
+        Service.JSON: (400, "ExpiredTokenException"),
+        Service.ROUTE53: (403, "ExpiredToken"),
+        Service.STS: (403, "ExpiredToken"),
+    },
+    Fault.THROTTLED: {
+        Service.S3: (503, "SlowDown"),
+        Service.JSON: (400, "ProvisionedThroughputExceededException"),
+        Service.ROUTE53: (400, "Throttling"),
+        Service.STS: (400, "Throttling"),
+    },
+}
+"""Status and code. Sources: "Error responses" of S3, "Error handling" of DynamoDB, "Common errors" of Route 53 and STS."""
 
 
 @dataclass(slots=True)
@@ -165,7 +206,7 @@ class HttpFaultProxy:
         if rule and fault is Fault.DELAY:
             await asyncio.sleep(rule.seconds)
         answer = b""
-        times = {Fault.ANSWER: 0, Fault.RESET_BEFORE: 0, Fault.BLACKHOLE: 0, Fault.TWICE: 2}.get(fault, 1)
+        times = 0 if fault in NOT_FORWARDED else 2 if fault is Fault.TWICE else 1
         for _ in range(times):
             answer = await self._forward(request)
         self.seen.append(Seen(request, fault, times))
@@ -177,6 +218,8 @@ class HttpFaultProxy:
             return False
         if rule and fault in (Fault.ANSWER, Fault.FAIL_AFTER):
             answer = _error_answer(request, rule.status, rule.code)
+        if fault in SAID:
+            answer = _error_answer(request, *SAID[fault][service(request)])
         if fault is Fault.TRUNCATE:
             head, _, body = answer.partition(b"\r\n\r\n")
             writer.write(head + b"\r\n\r\n" + body[: len(body) // 2])
@@ -257,13 +300,20 @@ def _parse(raw: bytes) -> Request:
 
 
 def _error_answer(request: Request, status: int, code: str) -> bytes:
-    """An error in the form of the service: JSON for DynamoDB, XML for S3 (without a body for HEAD, as S3 does)."""
-    if request.target:
+    """An error in the form of the service: JSON for DynamoDB and KMS, XML for the others (without a body for HEAD, as S3
+    does).
+    """
+    if service(request) is Service.JSON:
         kind = "application/x-amz-json-1.0"
         body = f'{{"__type":"com.amazonaws.dynamodb.v20120810#{code}","message":"made by the fault proxy"}}'.encode()
     else:
         kind = "application/xml"
-        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made by the fault proxy</Message></Error>".encode()
+        error = f"<Code>{code}</Code><Message>made by the fault proxy</Message>"
+        if service(request) is Service.S3:
+            text = f"<?xml version='1.0'?><Error>{error}</Error>"
+        else:
+            text = f"<?xml version='1.0'?><ErrorResponse><Error><Type>Sender</Type>{error}</Error></ErrorResponse>"
+        body = text.encode()
     lines = [f"HTTP/1.1 {status} Fault", f"Content-Type: {kind}", f"Content-Length: {len(body)}", "x-amzn-RequestId: fault"]
     head = ("\r\n".join(lines) + "\r\n\r\n").encode()
     return head if request.method == "HEAD" else head + body
