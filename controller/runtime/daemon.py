@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import gc
 import signal
+import sys
 from collections.abc import Iterator
+from typing import TextIO, cast
 
 import structlog
 import uvicorn
@@ -26,6 +28,7 @@ from controller.runtime.api_server import server_config
 from controller.runtime.controller import Controller
 from controller.runtime.credentials import Credentials, CredentialWatch, entrance
 from controller.runtime.key_watch import KeyWatch
+from controller.runtime.log_sink import LogSink
 from controller.runtime.logs import configure_logging
 from controller.runtime.wiring import build_ports, check_aws_account
 from controller.settings import Settings
@@ -33,21 +36,24 @@ from controller.settings import Settings
 START_SECONDS = 60.0
 """How long a controller waits for etcd to answer at its start before it gives up (its supervisor starts it again)."""
 START_RETRY_SECONDS = 0.5
+LOG_LOOK_SECONDS = 1.0
 GC_THRESHOLDS = (50_000, 20, 50)
 """A segment makes thousands of objects that live for milliseconds: with Python's own 700 every request is looked through."""
 
 
 def serve(settings: Settings) -> int:
     """Runs until it is told to stop. Returns the exit code."""
-    configure_logging()
-    log = structlog.get_logger("controller").bind(region=settings.region, instance=settings.instance)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, log))
-    except DrError as error:
-        log.error("cannot run", reason=error.message, hint=error.hint, code=error.code)
-        return error.exit_code
-    return 0
+    # Also what goes past the log (a traceback of a thread) must not wait for a full disk or for a reader that has stopped.
+    with LogSink(sys.stderr.fileno()) as sink, contextlib.redirect_stderr(sink):
+        configure_logging(cast(TextIO, sink))
+        log = structlog.get_logger("controller").bind(region=settings.region, instance=settings.instance)
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(settings, log, sink))
+        except DrError as error:
+            log.error("cannot run", reason=error.message, hint=error.hint, code=error.code)
+            return error.exit_code
+        return 0
 
 
 async def check_coordinator(coordinator: Coordinator, clock: Clock, *, production: bool) -> str:
@@ -79,7 +85,7 @@ async def _status(coordinator: Coordinator, *, last: bool) -> CoordinatorStatus 
         return None
 
 
-async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger) -> None:
+async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger, sink: LogSink) -> None:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         credentials = Credentials(settings)
@@ -103,7 +109,16 @@ async def _serve(settings: Settings, log: structlog.typing.FilteringBoundLogger)
         )
         server = _Server(server_config(app, credentials.server, host=settings.api.host, port=settings.api.port))
         watch = CredentialWatch(settings, credentials, clock, controller.warn, ports.pager)
+        telling = asyncio.create_task(_tell_of_log(sink, controller, clock), name="log")
+        stack.callback(telling.cancel)
         await _until_told(controller, server, watch, KeyWatch(ports.seals, clock, ports.pager), log)
+
+
+async def _tell_of_log(sink: LogSink, controller: Controller, clock: Clock) -> None:
+    """A log that is not written is told of where people look: in the status."""
+    while True:
+        controller.warn("log", sink.trouble())
+        await clock.sleep(LOG_LOOK_SECONDS)
 
 
 async def _until_told(
