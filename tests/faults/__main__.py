@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults import failover_command, network
-from tests.faults.faults import FAULTS
+from tests.faults.catalogue import FAULTS
 from tests.faults.runner import Report, named, play
 from tests.faults.stale import clear_stale
 

@@ -17,7 +17,7 @@ from controller.domain.promotion import State
 from controller.lab.etcd import EtcdBinary
 from tests.faults.network import WORLD, why_no_disks
 from tests.faults.people import GaveUp
-from tests.faults.relay import Shape, why_no_relay
+from tests.faults.relay import why_no_relay
 from tests.faults.stage import QUOTA_MB, Stage
 
 TTL_SECONDS = 5.0
@@ -66,7 +66,7 @@ def fault(name: str, what: str, **more: float | bool) -> Callable[[Callable[[Sta
     return add
 
 
-async def _others(stage: Stage) -> tuple[str, list[str]]:
+async def home_and_others(stage: Stage) -> tuple[str, list[str]]:
     home = await stage.home()
     return home, [region for region in stage.regions if region != home]
 
@@ -92,7 +92,7 @@ def playable(chosen: Sequence[Fault], etcd: EtcdBinary) -> tuple[list[Fault], li
 
 @fault("pair-link", "the link between the active region and another one is unplugged")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, others = await _others(stage)
+    home, others = await home_and_others(stage)
     stage.network.link_down(home, rng.choice(others))
     return Struck()
 
@@ -105,28 +105,28 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 
 @fault("standbys-apart", "the two standby regions do not reach each other")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    _, others = await _others(stage)
+    _, others = await home_and_others(stage)
     stage.network.cut(*others)
     return Struck()
 
 
 @fault("isolate-standby", "a standby region reaches nobody")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    _, others = await _others(stage)
+    _, others = await home_and_others(stage)
     stage.network.isolate(rng.choice(others))
     return Struck()
 
 
 @fault("isolate-home-rules", "firewall rules cut the active region off; people move the group")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, _ = await _others(stage)
+    home, _ = await home_and_others(stage)
     stage.network.isolate(home)
     return Struck([home], move=True)
 
 
 @fault("isolate-home-links", "all links of the active region are unplugged; people move the group")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, _ = await _others(stage)
+    home, _ = await home_and_others(stage)
     for place in stage.network.places:
         if place != home:
             stage.network.link_down(home, place)
@@ -142,7 +142,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 
 @fault("one-way-out", "what the active region sends to others is lost; what they send arrives")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, others = await _others(stage)
+    home, others = await home_and_others(stage)
     for other in others:
         stage.network.drop(home, other)
     return Struck([home], move=True)
@@ -150,7 +150,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 
 @fault("one-way-in", "what others send to the active region is lost; what it sends arrives")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, others = await _others(stage)
+    home, others = await home_and_others(stage)
     for other in others:
         stage.network.drop(other, home)
     return Struck([home], move=True)
@@ -164,7 +164,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 
 @fault("flapping", "the links of the active region go down and up every 1.5 s", hold_seconds=1.0)
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, others = await _others(stage)
+    home, others = await home_and_others(stage)
     for _ in range(4):
         for other in others:
             stage.network.link_down(home, other)
@@ -172,86 +172,6 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
         stage.network.heal()
         await asyncio.sleep(1.5)
     return Struck(injected=4)
-
-
-# ------------------------------------------------------------------------------------------------------ roads that are long
-
-
-FAR = Shape(delay=0.04)
-"""There and back 80 ms, as between two continents' near ends."""
-
-
-async def _works(stage: Stage) -> int:
-    """The group is whole while the fault lasts, and stays at work for a while. Returns how many packets the relay carried.
-    Raises GaveUp."""
-    before = stage.network.carried().packets
-    took = await stage.settled(60.0)
-    await asyncio.sleep(HOLD_SECONDS)
-    counts = stage.network.carried()
-    stage.say(f"  whole after {took:.1f} s while it lasted; {counts}")
-    return counts.packets - before
-
-
-@fault("delay-80ms", "80 ms between all regions, there and back; the group must serve", relay=True, hold_seconds=0.0)
-async def _(stage: Stage, rng: random.Random) -> Struck:
-    stage.network.shape_all(FAR)
-    return Struck(injected=await _works(stage))
-
-
-@fault(
-    "delay-one-way",
-    "what the active region sends to another one takes 150 ms; what comes back, nothing",
-    relay=True,
-    hold_seconds=0.0,
-)
-async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, others = await _others(stage)
-    stage.network.shape(home, rng.choice(others), Shape(delay=0.15))
-    return Struck(injected=await _works(stage))
-
-
-@fault(
-    "loss-2-percent", "two of a hundred packets between regions are lost, the rest takes 10 ms", relay=True, hold_seconds=0.0
-)
-async def _(stage: Stage, rng: random.Random) -> Struck:
-    lost = stage.network.carried().lost
-    stage.network.shape_all(Shape(delay=0.01, loss=0.02))
-    await _works(stage)
-    return Struck(injected=stage.network.carried().lost - lost)
-
-
-@fault(
-    "jitter-and-reordering",
-    "10 to 60 ms between regions; one packet in ten arrives after later ones, one in fifty twice",
-    relay=True,
-    hold_seconds=0.0,
-)
-async def _(stage: Stage, rng: random.Random) -> Struck:
-    before = stage.network.carried()
-    stage.network.shape_all(Shape(delay=0.01, jitter=0.05, late=0.1, late_by=0.03, twice=0.02))
-    await _works(stage)
-    after = stage.network.carried()
-    return Struck(injected=after.late - before.late + after.twice - before.twice)
-
-
-@fault("delay-isolate-home", "80 ms between all regions, and then the active one is cut off; people move the group", relay=True)
-async def _(stage: Stage, rng: random.Random) -> Struck:
-    stage.network.shape_all(FAR)
-    await stage.settled(60.0)
-    home, _ = await _others(stage)
-    stage.network.isolate(home)
-    return Struck([home], move=True)
-
-
-@fault("delay-switchover", "a switchover with 80 ms between all regions", relay=True, hold_seconds=0.0)
-async def _(stage: Stage, rng: random.Random) -> Struck:
-    stage.network.shape_all(FAR)
-    await stage.settled(60.0)
-    _, others = await _others(stage)
-    record = await stage.people.ended(await stage.people.order("switchover", rng.choice(others)))
-    if record.state is not State.DONE:
-        raise GaveUp(f"the switchover ended {record.state.value}: {record.reason}")
-    return Struck()
 
 
 # -------------------------------------------------------------------------------------------------- processes that stand still
@@ -267,14 +187,14 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 
 @fault("stop-region", "SIGSTOP to all of the active region; people move the group; then all of it wakes up", wakes_etcd=True)
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, _ = await _others(stage)
+    home, _ = await home_and_others(stage)
     stage.lab.signal(signal.SIGSTOP, region=home)
     return Struck([home], move=True)
 
 
 @fault("stop-store", "SIGSTOP to the active region's store")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, _ = await _others(stage)
+    home, _ = await home_and_others(stage)
     stage.lab.signal(signal.SIGSTOP, region=home, kinds=("store",))
     return Struck()
 
@@ -303,7 +223,7 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
 
 @fault("kill-home", "kill -9 of all controllers of the active region; people move the group")
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    home, _ = await _others(stage)
+    home, _ = await home_and_others(stage)
     for place in stage.lab.topology.region(home).controllers:
         stage.lab.kill_controller(home, place.instance)
     return Struck([home], move=True)
@@ -353,7 +273,7 @@ KILL_AT = (
 
 def _kill_at(state: State) -> Callable[[Stage, random.Random], Awaitable[Struck]]:
     async def strike(stage: Stage, rng: random.Random) -> Struck:
-        _, others = await _others(stage)
+        _, others = await home_and_others(stage)
         target = rng.choice(others)
         plan = await stage.people.order("switchover", target)
         record = await stage.people.reaches(plan, state)
@@ -383,7 +303,7 @@ FAULTS.extend(
 
 @fault("cut-during-switchover", "the target is cut off in the middle of a switchover, for 4 s", hold_seconds=0.0)
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    _, others = await _others(stage)
+    _, others = await home_and_others(stage)
     target = rng.choice(others)
     plan = await stage.people.order("switchover", target)
     await stage.people.reaches(plan, rng.choice([State.QUIESCING, State.FENCING, State.ROUTING]))
@@ -498,7 +418,7 @@ HTTP: list[tuple[str, str, dict[str, object]]] = [
 ]
 
 
-async def _injected(stage: Stage, *places: str) -> int:
+async def injected(stage: Stage, *places: str) -> int:
     """Requests that these proxies have broken so far."""
     counts = [await stage.proxy(place, "counts") for place in places]
     return sum(sum(count.values()) for count in counts)
@@ -506,12 +426,12 @@ async def _injected(stage: Stage, *places: str) -> int:
 
 def _http(rule: dict[str, object], where: str) -> Callable[[Stage, random.Random], Awaitable[Struck]]:
     async def strike(stage: Stage, rng: random.Random) -> Struck:
-        home, others = await _others(stage)
+        home, others = await home_and_others(stage)
         place = home if where == "home" else rng.choice(others)
-        before = await _injected(stage, place)
+        before = await injected(stage, place)
         await stage.proxy(place, "break", **{"chance": 0.3, **rule})
         await asyncio.sleep(HOLD_SECONDS)
-        return Struck(injected=await _injected(stage, place) - before)
+        return Struck(injected=await injected(stage, place) - before)
 
     return strike
 
@@ -534,11 +454,11 @@ FAULTS.extend(
     hold_seconds=0.0,
 )
 async def _(stage: Stage, rng: random.Random) -> Struck:
-    _, others = await _others(stage)
-    before = await _injected(stage, *stage.network.places)
+    _, others = await home_and_others(stage)
+    before = await injected(stage, *stage.network.places)
     for place in (*stage.regions, WORLD):
         await stage.proxy(place, "break", fault="reset after", chance=0.5 if place == WORLD else 0.2)
     plan = await stage.people.order("switchover", rng.choice(others))
     record = await stage.people.ended(plan)
     stage.say(f"  plan {plan} ended {record.state.value}: {record.reason}")
-    return Struck(injected=await _injected(stage, *stage.network.places) - before)
+    return Struck(injected=await injected(stage, *stage.network.places) - before)

@@ -12,7 +12,7 @@ from typing import Any
 
 from controller.errors import DrError
 from controller.lab.etcd import find_etcd
-from tests.faults import faults as catalogue
+from tests.faults import catalogue
 from tests.faults import recorded as seen
 from tests.faults.controls import unnoticed
 from tests.faults.faults import Fault, Struck, playable
