@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from controller.adapters import etcdrpc
 from controller.cli.lab import read_settings
+from controller.domain.model import EpochStart, Forks, Head
+from controller.lab.topology import build
+from controller.runtime.documents import encode
 from tests.faults.machines import machines_of, on_machines
 from tests.faults.network import why_not
 from tests.faults.partitions import BETWEEN, INSIDE, PARTITIONS, chosen
+from tests.faults.recorded import STREAM, EtcdHistory, Recorded
 from tests.faults.tally import Journal, Tally, lines_of, percentile
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +149,36 @@ def test_what_several_groups_wrote_down_adds_up() -> None:
 def test_the_longest_of_a_hundred_is_no_percentile_of_ninety_nine() -> None:
     assert percentile([float(n) for n in range(1, 101)], 0.99) == 99.0
     assert percentile([], 0.5) == 0.0
+
+
+class TwoMoments(Recorded):
+    """Stores whose first answers are of an epoch whose fork the watchers tell only afterwards."""
+
+    reads = 0
+
+    def _head(self, region: str) -> Head:
+        self.reads += 1
+        if self.reads == len(self.servers):
+            self._watched._take(_fork(self, 3, EpochStart(1, 1), EpochStart(2, 5)))
+        return Head(STREAM, seq=self.reads, epoch=2, epochs=(EpochStart(1, 1), EpochStart(2, 5)))
+
+
+def _fork(record: Recorded, revision: int, *starts: EpochStart) -> Any:
+    answer = etcdrpc.WatchResponse()
+    event = answer.events.add()
+    event.kv.key, event.kv.value = record.keys.forks(STREAM).encode(), encode(Forks(starts))
+    event.kv.mod_revision = event.kv.create_revision = revision
+    return answer.events
+
+
+def test_heads_of_an_epoch_whose_fork_was_not_heard_of_are_read_again(tmp_path: Path) -> None:
+    topology = build(read_settings(None), tmp_path, wan=False)
+    record = TwoMoments(topology, tmp_path, 0, EtcdHistory([], "/dr/"))
+    record._watched._take(_fork(record, 2, EpochStart(1, 1)))
+    with ThreadPoolExecutor(1) as pool:
+        record._collect_moment(list(record.servers), pool)
+    assert record._forks().starts == (EpochStart(1, 1), EpochStart(2, 5))
+    assert sorted(server.head(STREAM).seq for server in record.servers.values()) == [4, 5, 6]
 
 
 UNGUARDED = """
