@@ -31,7 +31,7 @@ from tests.faults.network import Network
 from tests.faults.partitions import BETWEEN, INSIDE, PARTITIONS, Partition
 from tests.faults.people import GaveUp
 from tests.faults.recorded import STREAM
-from tests.faults.runner import RECOVERY_SECONDS, Judge
+from tests.faults.runner import Judge
 from tests.faults.stage import Stage
 from tests.faults.tally import Journal
 from tests.faults.worker import now
@@ -40,6 +40,8 @@ TTL_SECONDS = 3
 """The smallest that the lab's other settings allow: 3 calls of 0.5 s, and a margin of 1 s, have to fit in."""
 AWS = {"call_timeout_seconds": 1.5, "connect_timeout_seconds": 0.5}
 """A promotion asks the lost region's store three times, and each time waits so long for an answer."""
+STANDSTILL_SECONDS = 300.0
+"""Nobody serves for so long: that is a problem of its own. A machine that starves every process looks like this, too."""
 FOLLOW_SECONDS = 0.5
 """Of standbys; a promotion reads what is missing by itself."""
 POLL_SECONDS = 0.05
@@ -209,7 +211,7 @@ class Player:
 
     async def _ready(self, kind: str) -> Holder:
         """Waits until agents are acknowledged by the present holder and somebody could take over from it. Raises GaveUp."""
-        until = time.monotonic() + RECOVERY_SECONDS
+        until = time.monotonic() + STANDSTILL_SECONDS
         while time.monotonic() < until:
             with contextlib.suppress(DrError):
                 holder = await self._stage.people.holder()
@@ -217,7 +219,7 @@ class Player:
                 if holder is not None and holder.epoch in self._stage.first_acks and await self._heirs(holder, kind):
                     return holder
             await asyncio.sleep(POLL_SECONDS)
-        raise GaveUp(f"after {RECOVERY_SECONDS:.0f} s nobody was ready to take over {kind}")
+        raise GaveUp(f"after {STANDSTILL_SECONDS:.0f} s nobody was ready to take over {kind}")
 
     async def _heirs(self, holder: Holder, kind: str) -> list[Member]:
         """Living instances that may take over: they have said so in etcd since everything was mended."""
@@ -230,7 +232,7 @@ class Player:
 
     async def _taken(self, partition: Partition, before: Holder, moments: Moments) -> Holder:
         """Waits for a holder that is another instance, or in another region. Raises GaveUp."""
-        until = time.monotonic() + RECOVERY_SECONDS
+        until = time.monotonic() + STANDSTILL_SECONDS
         watched, key = self._stage.recorded._watched, self._stage.people.keys.holder(STREAM)
         while time.monotonic() < until:
             value, heard_at = watched.newest(key)
@@ -241,11 +243,11 @@ class Player:
                 moments.taken = heard_at
                 return holder
             await asyncio.sleep(POLL_SECONDS)
-        raise GaveUp(f"nobody took over from {before.region}/{before.instance} within {RECOVERY_SECONDS:.0f} s")
+        raise GaveUp(f"nobody took over from {before.region}/{before.instance} within {STANDSTILL_SECONDS:.0f} s")
 
     async def _served(self, after: Holder, moments: Moments) -> None:
         """Waits for the first acknowledgement of its epoch, or of a later one. Raises GaveUp."""
-        until = time.monotonic() + RECOVERY_SECONDS
+        until = time.monotonic() + STANDSTILL_SECONDS
         while time.monotonic() < until:
             self._stage.last_acks()
             served = [at for epoch, at in self._stage.first_acks.items() if epoch >= after.epoch]
@@ -253,7 +255,7 @@ class Player:
                 moments.served = min(served)
                 return
             await asyncio.sleep(POLL_SECONDS)
-        raise GaveUp(f"no agent was acknowledged in epoch {after.epoch} within {RECOVERY_SECONDS:.0f} s")
+        raise GaveUp(f"no agent was acknowledged in epoch {after.epoch} within {STANDSTILL_SECONDS:.0f} s")
 
     async def _people(self, partition: Partition, before: Holder, moments: Moments) -> None:
         """Between regions people plan, sign and give the order as soon as nobody holds the lease. Raises GaveUp."""
@@ -264,8 +266,8 @@ class Player:
         heirs = sorted({member.region for member in await self._heirs(before, BETWEEN)} or self._others(before.region))
         target = self._rng.choice(heirs)
         for _ in range(3):
-            plan = await self._stage.people.order("failover", target)
-            record = await self._stage.people.ended(plan)
+            plan = await self._stage.people.order("failover", target, STANDSTILL_SECONDS)
+            record = await self._stage.people.ended(plan, STANDSTILL_SECONDS)
             if record.state.value == "done":
                 moments.finished = now()
                 return
@@ -307,7 +309,7 @@ class Player:
     async def judge(self, *, last: bool = False) -> None:
         """All checkers on the whole history of this group, when it is whole again. ``last``: and mutants of it."""
         try:
-            await self._stage.settled(RECOVERY_SECONDS)
+            await self._stage.settled(STANDSTILL_SECONDS)
         except (GaveUp, DrError, OSError) as error:
             self.problem(str(error))
         began, used = time.monotonic(), time.process_time()

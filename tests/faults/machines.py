@@ -76,6 +76,12 @@ class MachineNetwork(Network):
         for one, other in self.pairs:
             self._route_machines(one, other)
 
+    def remove(self) -> None:
+        """Processes that are still in a namespace keep it, without a name."""
+        super().remove()
+        for name in self.machines:
+            _run("ip", "netns", "del", name, check=False)
+
     def _number(self, name: str) -> int:
         return list(self.machines).index(name)
 

@@ -105,7 +105,7 @@ class Network:
         for place in self.places:
             self._in(place, "sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1", "net.ipv4.conf.default.route_localnet=1")
             self._in(place, "ip", "link", "set", "lo", "up")
-            self._in(place, "ip", "address", "del", "127.0.0.1/8", "dev", "lo")
+            self._in(place, "ip", "-4", "address", "flush", "dev", "lo")
             self._in(place, "ip", "address", "add", f"127.0.{self.places.index(place)}.1/24", "dev", "lo")
             self._in(place, "nft", "-f", "-", text=CHAIN)
         for one, other in self.pairs:
@@ -124,6 +124,13 @@ class Network:
         if self._relay is not None:
             self._relay.close()
             self._relay = None
+
+    def remove(self) -> None:
+        """Before another network is built in the same process. Links end with their namespaces. Fine when nothing was built."""
+        for region in self.regions:
+            _run("ip", "netns", "del", region, check=False)
+        for region in self.regions:  # the kernel takes a namespace apart some time after its last process has gone
+            _run("ip", "link", "del", self._end(WORLD, region), check=False)
 
     def _in(self, place: str, *argv: str, text: str | None = None) -> str:
         return _run(*self.prefix(place), *argv, text=text)

@@ -84,6 +84,7 @@ class Stage:
         await self._stack.aclose()
         self.network.close()
         self._unmount()
+        self.network.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _up(self) -> None:

@@ -50,6 +50,8 @@ network.link_down("a", "b"); look("link"); network.heal()
 network.part_from_etcd("a-a", 2379); look("from etcd")
 seen["etcd"] = [reaches("a-a", "127.0.2.1", 2379), reaches("a", "127.0.2.1", 2379)]
 network.heal(); look("healed")
+network.remove()
+network.build(); look("built again")
 print(json.dumps(seen))
 """
 
@@ -69,6 +71,7 @@ def test_a_single_machine_is_cut_off_from_its_neighbours_too_and_from_etcd_alone
         "from etcd": [True] * 5,
         "etcd": [False, True],
         "healed": [True] * 5,
+        "built again": [True] * 5,
     }
 
 
