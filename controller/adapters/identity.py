@@ -12,6 +12,7 @@ cannot be read makes the whole file invalid: guessing whom a broken list still a
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import re
 import shutil
@@ -242,7 +243,7 @@ class SshIdentity:
             )
         self._check_validity(pinned, principal, fingerprint)
         try:
-            sshsig.check(parsed, message)
+            _checked(parsed, message)
         except sshsig.InvalidSignature as error:
             raise Refused(
                 f"the signature of {principal} does not match this statement",
@@ -266,6 +267,14 @@ class SshIdentity:
                 f"{fingerprint} of {principal} is outside its valid-after / valid-before dates",
                 hint="sign with a current key, or have the dates corrected",
             )
+
+
+@functools.lru_cache(maxsize=1024)
+def _checked(signature: sshsig.Signature, message: bytes) -> None:
+    """That the key in a signature signed the message. Approvals are judged again at every step of a plan; the mathematics of
+    one never changes, unlike who is listed, for what and until when: that is looked up each time. Failures are not remembered.
+    """
+    sshsig.check(signature, message)
 
 
 def check_principal(principal: str) -> None:

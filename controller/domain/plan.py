@@ -161,11 +161,17 @@ class Plan:
     format: int = PLAN_FORMAT
 
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+"""What is its own JSON form. (Not their subclasses: a ``StrEnum`` is a ``str``.)"""
+
+
 def canonical(value: Any) -> Any:
     """The JSON form of a frozen value: dataclasses as objects tagged with nothing but their fields, keys sorted by the encoder.
 
     Raises ValueError for a number that JSON does not have (NaN, infinity): a document with one cannot be approved.
     """
+    if type(value) in _PLAIN:
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: canonical(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

@@ -8,6 +8,8 @@ because both would bring the machine's own timing back in.
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import heapq
 import math
 import selectors
 from collections.abc import Callable, Coroutine
@@ -28,33 +30,79 @@ class DeadlockError(RuntimeError):
     """Every task waits for something that nobody will do: no callback is ready and no timer is set."""
 
 
-class _VirtualSelector(selectors.SelectSelector):
-    """What the loop believes to be the operating system: nothing ever becomes readable, and waiting takes no time."""
+LONGEST_STEP_SECONDS = 24 * 3600.0
+"""Time advances in steps that are no longer, as the base class waits no longer at a time."""
 
-    def __init__(self, advance: Callable[[float], None]) -> None:
-        super().__init__()
-        self._advance = advance
+
+class _VirtualSelector(selectors.SelectSelector):
+    """What the loop believes to be the operating system: nothing ever becomes readable. The loop never asks it."""
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         if self.get_map():  # the first one is the loop's own wake-up pipe
             raise RuntimeError("a loop in virtual time cannot wait for real sockets; use the memory adapters")
         return super().register(fileobj, events, data)
 
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            raise DeadlockError("nothing is ready, and no timer is set")
-        if timeout > 0:
-            self._advance(timeout)
-        return []
-
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """An event loop whose ``time()`` starts at ``start`` and advances only when all tasks wait."""
+    """An event loop whose ``time()`` starts at ``start`` and advances only when all tasks wait.
+
+    ``_run_once`` and ``call_soon`` do what the base class's do (CPython 3.11 to 3.13), in the same order, without asking an
+    operating system and without its debug mode: they are half of what a simulation costs.
+    """
+
+    _ready: Any
+    _scheduled: list[Any]
+    _timer_cancelled_count: int
+    _stopping: bool
+    _closed: bool
 
     def __init__(self, start: float = 0.0) -> None:
         self._virtual_now = start
-        super().__init__(_VirtualSelector(self._advance))
+        super().__init__(_VirtualSelector())
         self._clock_resolution = RESOLUTION_SECONDS
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """Without the base class's checks for debug mode."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def _run_once(self) -> None:
+        """One round: time jumps to the next timer if nothing is ready; then runs what is ready now."""
+        ready, timers = self._ready, self._scheduled
+        self._sweep(timers)
+        if not ready and not self._stopping:
+            if not timers:
+                raise DeadlockError("nothing is ready, and no timer is set")
+            ahead = timers[0]._when - self._virtual_now
+            if ahead > 0:
+                self._advance(min(ahead, LONGEST_STEP_SECONDS))
+        due = self._virtual_now + RESOLUTION_SECONDS
+        while timers and timers[0]._when < due:
+            timer = heapq.heappop(timers)
+            timer._scheduled = False
+            ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    def _sweep(self, timers: list[Any]) -> None:
+        """Lets go of cancelled timers, at once where they are next and all of them where they are many."""
+        if self._timer_cancelled_count > 100 and 2 * self._timer_cancelled_count > len(timers):
+            for timer in timers:
+                if timer.cancelled():
+                    timer._scheduled = False
+            timers[:] = [timer for timer in timers if not timer.cancelled()]
+            heapq.heapify(timers)
+            self._timer_cancelled_count = 0
+        while timers and timers[0].cancelled():
+            self._timer_cancelled_count -= 1
+            heapq.heappop(timers)._scheduled = False
 
     def time(self) -> float:
         """Virtual seconds."""

@@ -76,6 +76,7 @@ class Controller(Desk):
         self, settings: Settings, ports: Ports, view_path: Path | None = None, say: Callable[..., None] | None = None
     ) -> None:
         self._settings = settings
+        self._fingerprint = fingerprint(settings)
         self._ports = ports
         self._clock = ports.clock
         self._say_event = say
@@ -350,7 +351,7 @@ class Controller(Desk):
             started_at=self._started_at,
             at=now,
             version=__version__,
-            fingerprint=fingerprint(settings),
+            fingerprint=self._fingerprint,
             positions=self._positions(),
             reason=self._reason,
         )

@@ -6,6 +6,7 @@ may become is in ``domain.promotion``; who may let it run is in ``domain.approva
 
 from __future__ import annotations
 
+import functools
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -399,9 +400,15 @@ class PlanBook:
             raise Conflict(f"the journal of plan {plan_id} is not ours to write", hint="another instance runs this plan")
 
 
+@functools.lru_cache(maxsize=256)
+def _own_digest(document: bytes) -> str:
+    """The digest that the plan in a document has. Loops ask at every tick, for the same few documents."""
+    return digest(decode(PlanRecord, document).plan)
+
+
 def _intact(found: Seen[PlanRecord]) -> Seen[PlanRecord]:
     """The same, unless the plan is not the one whose digest people sign. Raises Corrupt."""
-    if digest(found.value.plan) != found.value.digest:
+    if _own_digest(found.item.value) != found.value.digest:
         raise Corrupt(
             f"{found.item.key}: the plan's content does not give its digest {found.value.digest[:16]}…",
             hint="it was edited by hand, or a controller of another version wrote it; make a new plan",

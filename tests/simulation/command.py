@@ -7,19 +7,26 @@
 
 ``--marathon`` with ``--seed``, ``--mutants`` or ``--seeds``: worlds of ``marathon.py`` instead of ``runs.py``.
 
-The exit code is 0 when nothing was violated (with ``--mutants``: when every mutant was caught), else 1.
+SIGINT and SIGTERM end a long run after the worlds that are being played: it says what was played until then, and with which
+``--first`` it goes on. Violations are written at once, and where nobody watches a progress bar so is a line every minute.
+
+The exit code is 0 when nothing was violated (with ``--mutants``: when every mutant was caught), 1 when something was, and 130
+when nothing was violated in a run that was stopped early.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +45,15 @@ Work = tuple[str, int, str | None, bool]
 """Folder of keys, seed, mutant (None: the correct build), whether it is a marathon."""
 SHOWN_LINES = 40
 """Of a story, when many seeds run; ``--seed`` shows all of it."""
+REPORT_SECONDS = 60.0
+"""Between two lines of a run without a terminal."""
+LOOK_SECONDS = 0.5
+"""How often a run looks whether it was told to stop."""
+COLLECTED_AT = (100_000, 50, 100)
+"""Thresholds of the garbage collector: a world is one big heap of things that live as long as it does, and looking through it
+again and again is a fifth of what it costs."""
+STOPPED = 130
+"""Exit code of a run that was stopped early."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.failovers:
         asked.marathon, asked.seeds = True, -(-asked.failovers // marathon.MOVES)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # loops end with tasks under way: that is the crash, not news
+    gc.set_threshold(*COLLECTED_AT)
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as directory:
         keys = make_keys(Path(directory))
@@ -95,6 +112,12 @@ def _one(console: Console, keys: Path, asked: argparse.Namespace) -> int:
 
 def _play(what: Work) -> Outcome:
     """One seed of the correct build, or of a mutant. Runs in a worker."""
+    began = time.process_time()
+    outcome = _played(what)
+    return replace(outcome, core_seconds=time.process_time() - began)
+
+
+def _played(what: Work) -> Outcome:
     keys, seed, mutant, marathons = what
     run = marathon.run if marathons else runs.run
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -117,41 +140,118 @@ def _play(what: Work) -> Outcome:
 # --------------------------------------------------------------------------------------------------------------- many seeds
 
 
+@dataclass
+class _Tally:
+    """What was played until now."""
+
+    first: int
+    asked: int
+    began: float = field(default_factory=time.monotonic)
+    seeds: int = 0
+    next: int = 0
+    """Every seed below it was played."""
+    promotions: int = 0
+    acknowledged: int = 0
+    virtual_seconds: float = 0.0
+    core_seconds: float = 0.0
+    bad: list[Outcome] = field(default_factory=list)
+    _ahead: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.next = self.first
+
+    def add(self, outcome: Outcome) -> None:
+        self.seeds += 1
+        self.promotions += outcome.promotions
+        self.acknowledged += outcome.acknowledged
+        self.virtual_seconds += outcome.virtual_seconds
+        self.core_seconds += outcome.core_seconds
+        if outcome.violation:
+            self.bad.append(outcome)
+        self._ahead.add(outcome.seed)
+        while self.next in self._ahead:
+            self._ahead.discard(self.next)
+            self.next += 1
+
+    @property
+    def complete(self) -> bool:
+        return self.seeds >= self.asked
+
+    def rate(self) -> str:
+        core = max(self.core_seconds, 1e-9)
+        return f"{self.promotions / core:.2f} promotions a second of a core"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.seeds} seeds, {self.promotions} promotions, {self.acknowledged} acknowledgements: {len(self.bad)} "
+            f"violations; {(time.monotonic() - self.began) / 60:.1f} min, {self.core_seconds / 60:.1f} min of a core, "
+            f"{self.virtual_seconds / 3600:.1f} virtual hours; {self.rate()}, "
+            f"{self.core_seconds / max(self.seeds, 1):.2f} s a seed"
+        )
+
+
+class _Stopped:
+    """Whether somebody asked to stop (SIGINT, SIGTERM): what is being played is played to its end first, where that can be."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: object) -> None:
+        del number, frame
+        self.asked = True
+
+
 def _many(console: Console, keys: Path, asked: argparse.Namespace) -> int:
-    began, bad, promotions, acknowledged = time.monotonic(), list[Outcome](), 0, 0
-    work: list[Work] = [(str(keys), seed, None, asked.marathon) for seed in range(asked.first, asked.first + asked.seeds)]
     repeat = f"make simulate{' MARATHON=1' if asked.marathon else ''} SEED="
+    tally, stopped = _Tally(asked.first, asked.seeds), _Stopped()
+    reported = time.monotonic()
     with _progress(console) as progress:
-        task = progress.add_task("seeds", total=len(work), note="")
-        for count, outcome in enumerate(_outcomes(work, asked.jobs), start=1):
-            promotions += outcome.promotions
-            acknowledged += outcome.acknowledged
-            if outcome.violation:
-                bad.append(outcome)
-                progress.console.print(_shortened(outcome.violation), highlight=False, markup=False)
-                progress.console.print(f"repeat it: {repeat}{outcome.seed}", highlight=False)
-            core_minutes = (time.monotonic() - began) / 60 * asked.jobs
-            note = (
-                f"{count / core_minutes:.0f} seeds, {promotions / core_minutes:.0f} promotions/min/core, {len(bad)} violations"
-            )
-            progress.update(task, completed=count, note=note)
-    minutes = (time.monotonic() - began) / 60
-    print(  # noqa: T201
-        f"{len(work)} seeds, {promotions} promotions, {acknowledged} acknowledgements: {len(bad)} violations; "
-        f"{minutes:.1f} min, {len(work) / minutes / asked.jobs:.0f} seeds, {promotions / minutes / asked.jobs:.0f} promotions "
-        "a minute and core"
-    )
-    for outcome in bad:
+        task = progress.add_task("seeds", total=asked.seeds, note="")
+        for outcome in _outcomes(str(keys), asked, stopped):
+            if outcome is not None:
+                tally.add(outcome)
+                if outcome.violation:
+                    progress.console.print(_shortened(outcome.violation), highlight=False, markup=False, soft_wrap=True)
+                    progress.console.print(f"repeat it: {repeat}{outcome.seed}", highlight=False, soft_wrap=True)
+            progress.update(task, completed=tally.seeds, note=f"{tally.rate()}, {len(tally.bad)} violations")
+            if not console.is_terminal and time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
+                print(f"until now, all below seed {tally.next}: {tally}", flush=True)  # noqa: T201
+    print(tally)  # noqa: T201
+    for outcome in tally.bad:
         print(f"[{outcome.checker}] {repeat}{outcome.seed}")  # noqa: T201
-    return 1 if bad else 0
+    if not tally.complete:
+        left = asked.first + asked.seeds - tally.next
+        print(f"stopped early; it goes on with --first {tally.next} --seeds {left}")  # noqa: T201
+    return 1 if tally.bad else 0 if tally.complete else STOPPED
 
 
-def _outcomes(work: list[Work], jobs: int) -> Iterator[Outcome]:
-    if jobs == 1:
-        yield from map(_play, work)
+def _outcomes(keys: str, asked: argparse.Namespace, stopped: _Stopped) -> Iterator[Outcome | None]:
+    """Each seed's outcome as soon as it is there, and None now and then. Ends early when somebody asks to stop."""
+    work = ((keys, seed, None, asked.marathon) for seed in range(asked.first, asked.first + asked.seeds))
+    if asked.jobs == 1:
+        for what in work:
+            if stopped.asked:
+                return
+            yield _play(what)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap_unordered(_play, work)
+    with multiprocessing.get_context("spawn").Pool(asked.jobs, _begin) as pool:
+        outcomes = pool.imap_unordered(_play, work)
+        while not stopped.asked:
+            try:
+                yield outcomes.next(LOOK_SECONDS)
+            except multiprocessing.TimeoutError:
+                yield None
+            except StopIteration:
+                return
+
+
+def _begin() -> None:
+    """Ctrl-C reaches every process of the terminal; who started this one decides when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(*COLLECTED_AT)
 
 
 def _progress(console: Console) -> Progress:
@@ -171,7 +271,7 @@ def _mutants(console: Console, keys: Path, names: list[str], asked: argparse.Nam
     """A line per mutant: who noticed, after how many seeds. Chance is blind in places: its stories catch every one of them."""
     missed = 0
     work = [(str(keys), name, asked.first, asked.seeds, asked.marathon) for name in names]
-    with _progress(console) as progress, multiprocessing.get_context("spawn").Pool(asked.jobs) as pool:
+    with _progress(console) as progress, multiprocessing.get_context("spawn").Pool(asked.jobs, _begin) as pool:
         task = progress.add_task("mutants", total=len(work), note="")
         for name, outcome, runs in pool.imap(_until_caught, work):
             missed += not outcome.violation

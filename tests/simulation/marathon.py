@@ -33,6 +33,10 @@ LIMIT_SECONDS = 3000.0
 TRIES = 8
 """People plan again when a plan was called off; after so many it is no progress."""
 STREAM = {"follow_seconds": 1.0, "canary_seconds": 30.0, "ack_timeout_seconds": 3.0}
+TICKS_SECONDS = (0.5, 1.0)
+"""A TTL of 5 s allows no slower ones."""
+REPORTS_SECONDS = (1.0, 2.0)
+LOOK_SECONDS = 0.1
 
 
 def run(keys_dir: Path, seed: int, prepare: Callable[[World], None] = lambda world: None, *, moves: int = MOVES) -> Outcome:
@@ -53,8 +57,10 @@ class _Marathon:
         self.rng = random.Random(f"marathon {self.seed}")
         streams = self.rng.choice([1, 1, 1, 2])
         latency = self.rng.choice([None, None, (0.001, 0.05)])
-        stream, rpo = {**STREAM, "streams": streams}, {"report_seconds": 1.0}
-        self.world = world = World(self.keys_dir, seed=self.seed, latency=latency, stream=stream, rpo=rpo)
+        stream, rpo = {**STREAM, "streams": streams}, {"report_seconds": self.rng.choice(REPORTS_SECONDS)}
+        etcd = {"tick_seconds": self.rng.choice(TICKS_SECONDS)}
+        self.world = world = World(self.keys_dir, seed=self.seed, latency=latency, stream=stream, rpo=rpo, etcd=etcd)
+        world.look_seconds = LOOK_SECONDS
         prepare(world)
         bounds.gauge_queues(world)
         checker, violation = "", ""

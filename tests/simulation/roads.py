@@ -53,6 +53,7 @@ class Road(FaultGate):
         self._world = world
         self._instance = instance
         self._what = what
+        self._prompt = world.latency is None or 2 * world.latency[1] < ETCD_TIMEOUT_SECONDS
         super().__init__(asyncio.sleep)
 
     @property
@@ -67,6 +68,11 @@ class Road(FaultGate):
     def quick(self) -> bool:
         """Whether calls take no time now."""
         return not self._world.latency and not self._world.slow and not self.delay_seconds
+
+    @property
+    def prompt(self) -> bool:
+        """Whether no call that is sent now can take as long as its sender waits for it, unless something happens meanwhile."""
+        return self._prompt and not self._world.slow and not self.delay_seconds
 
     async def before(self, op: str) -> None:
         await super().before(op)
@@ -153,6 +159,14 @@ class WatchedCoordinator:
     async def _timed(self, op: str, call: Coroutine[Any, Any, T], *, mutating: bool) -> T:
         if self._road.quick:
             return await call
+        kind = OutcomeUnknown if mutating else Unavailable
+        if self._road.prompt:  # a task and a timer would cost more than the call; only a frozen sender, or a road that becomes
+            loop = asyncio.get_running_loop()  # slow at this moment, can be too late, and is told so when it looks
+            began = loop.time()
+            answer = await call
+            if loop.time() - began >= ETCD_TIMEOUT_SECONDS:
+                raise kind(f"etcd {op}: no answer in {ETCD_TIMEOUT_SECONDS} s", hint="re-read before deciding")
+            return answer
         request = asyncio.ensure_future(call)
         self._under_way.add(request)
         request.add_done_callback(self._landed)
@@ -160,7 +174,6 @@ class WatchedCoordinator:
             async with asyncio.timeout(ETCD_TIMEOUT_SECONDS):
                 return await asyncio.shield(request)
         except TimeoutError as error:
-            kind = OutcomeUnknown if mutating else Unavailable
             raise kind(f"etcd {op}: no answer in {ETCD_TIMEOUT_SECONDS} s", hint="re-read before deciding") from error
 
     def _landed(self, request: asyncio.Future[Any]) -> None:

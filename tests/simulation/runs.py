@@ -32,6 +32,8 @@ class Outcome:
     promotions: int = 0
     acknowledged: int = 0
     virtual_seconds: float = 0.0
+    core_seconds: float = 0.0
+    """Of processor time; 0 when nobody measured it."""
 
 
 def run(keys_dir: Path, seed: int, prepare: Callable[[World], None] = lambda world: None, *, streams: int = 1) -> Outcome:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from controller.adapters.identity import SshIdentity, generate_key, sign
+from controller.adapters import sshsig
+from controller.adapters.identity import SshIdentity, generate_key, load_private_key
 from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
 from controller.adapters.memory.gate import OpenGate
 from controller.adapters.memory.pager import MemoryPager
@@ -61,6 +63,19 @@ _WAY: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("way", de
 
 def settings_for(region: str, instance: str, keys_dir: Path, **changes: Any) -> Settings:
     """Settings of one controller; ``changes`` are whole sections."""
+    known = region, instance, keys_dir, repr(changes)
+    if known not in _SETTINGS:
+        if len(_SETTINGS) > 1000:
+            _SETTINGS.clear()
+        _SETTINGS[known] = _settings(region, instance, keys_dir, changes)
+    return _SETTINGS[known]
+
+
+_SETTINGS: dict[tuple[str, str, Path, str], Settings] = {}
+"""They are frozen, and controllers of a simulation start again and again with the same."""
+
+
+def _settings(region: str, instance: str, keys_dir: Path, changes: Mapping[str, Any]) -> Settings:
     base: dict[str, Any] = {
         "group": "sim",
         "environment": "lab",
@@ -104,6 +119,14 @@ def make_keys(directory: Path) -> Path:
         generate_key(directory / "mallory", "mallory@example.org")
     (directory / "allowed_signers").write_text("\n".join(lines) + "\n")
     return directory
+
+
+@functools.lru_cache(maxsize=64)
+def _private_key(path: Path) -> sshsig.PrivateKey:
+    """People have their keys loaded."""
+    key = load_private_key(path)
+    assert key is not None
+    return key
 
 
 class InstanceClock(VirtualClock):
@@ -160,7 +183,7 @@ class Instance:
 
     @property
     def acts(self) -> bool:
-        return self.alive and self.controller.may_act()
+        return bool(self.controller._actives) and self.alive and self.controller.may_act()
 
     def serves(self) -> frozenset[str]:
         """Streams that it would take records for now."""
@@ -257,6 +280,8 @@ class World:
         """Called whenever the story looks at the world: gauges of what must stay bounded."""
         self.overruns: list[str] = []
         """What such a gauge saw beyond its bound."""
+        self.look_seconds = 0.05
+        """How often a story looks whether what it waits for has happened. (Rivals are looked for after every step.)"""
         self.pager = MemoryPager()
         self.instances: dict[str, Instance] = {}
         self.former: list[Instance] = []
@@ -514,7 +539,7 @@ class World:
                 return
             if self.clock.monotonic() >= end:
                 raise AssertionError(f"{what} did not happen within {seconds} s\n{self.story()}")
-            await self.clock.sleep(0.05)
+            await self.clock.sleep(self.look_seconds)
 
     async def wait(self, seconds: float) -> None:
         """Lets time pass, checking at every step."""
@@ -685,7 +710,7 @@ class World:
         """A decision signed with a real key: the person's own, or another one's (``key``), or for another plan."""
         expires_at = self.clock.wall() + seconds
         message = statement(record.plan.group, plan or record.plan.id, record.digest, decision, who, expires_at)
-        signature = sign(message, self.keys_dir / (key or who.split("@", maxsplit=1)[0]), NAMESPACE)
+        signature = sshsig.make(_private_key(self.keys_dir / (key or who.split("@", maxsplit=1)[0])), message, NAMESPACE)
         return ApprovalRequest(who, decision, expires_at, signature, record.digest)
 
     async def approve(

@@ -75,7 +75,8 @@ class MemoryCluster:
     def scan(self, prefix: str) -> tuple[Item, ...]:
         """Reads all keys below a prefix, ascending."""
         self._require_service()
-        return tuple(self._items[key] for key in sorted(self._items) if key.startswith(prefix))
+        items = self._items
+        return tuple(items[key] for key in sorted([key for key in items if key.startswith(prefix)]))
 
     def grant(self, ttl_seconds: int) -> Lease:
         """Grants a lease of ``ttl_seconds``, or of 1.5 election timeouts if that is longer."""
@@ -152,7 +153,8 @@ class MemoryCluster:
         if not self.leader:
             return
         now = self._clock.monotonic()
-        for lease in sorted((lease for lease in self._leases.values() if lease.expires_at <= now), key=_order):
+        ended = [lease for lease in self._leases.values() if lease.expires_at <= now]
+        for lease in sorted(ended, key=_order) if ended else ():
             self._drop_lease(lease.id)
 
     def _drop_lease(self, lease_id: int) -> None:

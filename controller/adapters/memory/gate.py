@@ -58,12 +58,12 @@ class FaultGate:
     async def before(self, op: str) -> None:
         self.calls[op] += 1
         await self._travel()
-        if self.cut or _take(self._failing, op):
+        if self.cut or (self._failing and _take(self._failing, op)):
             raise Unavailable(f"{op}: not sent (gate)", hint="a test or drill has shut this gate")
 
     async def after(self, op: str) -> None:
         await self._travel()
-        if self.cut or _take(self._losing, op):
+        if self.cut or (self._losing and _take(self._losing, op)):
             raise Unavailable(f"{op}: answer lost (gate)", hint="a test or drill has shut this gate")
 
     async def _travel(self) -> None:
