@@ -4,7 +4,8 @@
    Nothing here relies on who can reach etcd, nor on what other regions say when they are asked: a key may vanish at any moment
    (it may even be revoked), a holder may go past its lease at any moment, and any tenure may follow. What keeps two of them
    apart are the stores. Time is discrete and every quantity is a countdown in ticks, as in Lease.tla; a tick may come between any
-   two steps. The lease itself is Lease.tla's: here a right by the lease ends when the key does (`RightNeedsKey` there).
+   two steps. The lease itself is Lease.tla's: here a right by the lease may outlive its key by one right, as if it had been renewed just
+   before etcd took the lease away (`RightEndsSoon` there).
 
    One record is written by the first tenure; whether it is found again stands for every record. *)
 
@@ -23,7 +24,7 @@ VARIABLES
     phase,   \* tenure -> "unborn", "fencing", "waiting", "serving", "over"
     fence,   \* store -> the tenure that fenced it last
     waited,  \* tenure -> ticks since it had its quorum
-    beyond,  \* tenure -> ticks until its right past the lease has certainly ended
+    beyond,  \* tenure -> ticks until its right past its key, or past the lease, has certainly ended
     asked,   \* tenure -> ticks since it sent its questions, -1: none are under way
     proven,  \* tenure -> the stores that answered them with its own epoch
     log,     \* stores whose head covers the record of the first tenure
@@ -48,7 +49,7 @@ Enough(S) == IF Broken("one-store-proves") THEN S # {} ELSE Cardinality(S) >= 2 
 TypeOK ==
     /\ holder \in 0..Tenures /\ born \in 0..Tenures
     /\ phase \in [T -> {"unborn", "fencing", "waiting", "serving", "over"}] /\ fence \in [Stores -> 0..Tenures]
-    /\ waited \in [T -> 0..(Wait + 1)] /\ beyond \in [T -> 0..(Right + Drift)]
+    /\ waited \in [T -> 0..Wait] /\ beyond \in [T -> 0..(Right + Drift)]
     /\ asked \in [T -> -1..(Right + 1)] /\ proven \in [T -> SUBSET Stores]
     /\ log \subseteq Stores /\ acked \in BOOLEAN /\ found \in [T -> {"", "yes", "no"}]
 
@@ -58,10 +59,12 @@ Init ==
     /\ log = {} /\ acked = FALSE /\ found = [t \in T |-> ""]
 
 Tick ==
-    /\ waited' = [t \in T |-> IF phase[t] = "waiting" THEN More(waited[t], Wait + 1) ELSE waited[t]]
+    /\ waited' = [t \in T |-> IF phase[t] = "waiting" THEN More(waited[t], Wait) ELSE waited[t]]
     /\ beyond' = [t \in T |-> Less(beyond[t])]
     /\ asked' = [t \in T |-> IF asked[t] < 0 THEN -1 ELSE More(asked[t], Right + 1)]
     /\ UNCHANGED <<holder, born, phase, fence, proven, log, acked, found>>
+
+Asks(t, age) == asked' = [asked EXCEPT ![t] = age] /\ proven' = [proven EXCEPT ![t] = {}]
 
 -----------------------------------------------------------------------------
 (* Tenures come and go *)
@@ -71,13 +74,19 @@ Acquire ==
     /\ born' = born + 1 /\ holder' = born + 1 /\ phase' = [phase EXCEPT ![born + 1] = "fencing"]
     /\ UNCHANGED <<fence, waited, beyond, asked, proven, log, acked, found>>
 
-KeyGone ==  \* the lease ended, or was revoked; its holder need not know
+\* One that serves lent its right to agents a moment ago; one that does not serve yet lent nothing.
+Lingers(t) == IF phase[t] = "serving" THEN [beyond EXCEPT ![t] = Right + Drift] ELSE beyond
+
+KeyGone ==  \* the lease ended, or was taken away a moment after it was renewed; its holder need not know
     /\ holder # 0 /\ holder' = 0
-    /\ UNCHANGED <<born, phase, fence, waited, beyond, asked, proven, log, acked, found>>
+    /\ beyond' = Lingers(holder)
+    /\ UNCHANGED <<born, phase, fence, waited, asked, proven, log, acked, found>>
 
 Ends(t) ==  \* it stepped down, for any reason
     /\ phase[t] \in {"fencing", "waiting", "serving"} /\ phase' = [phase EXCEPT ![t] = "over"]
-    /\ UNCHANGED <<holder, born, fence, waited, beyond, asked, proven, log, acked, found>>
+    /\ beyond' = IF Leased(t) THEN Lingers(t) ELSE beyond
+    /\ waited' = [waited EXCEPT ![t] = 0] /\ Asks(t, -1)
+    /\ UNCHANGED <<holder, born, fence, log, acked, found>>
 
 FenceStore(t, s) ==  \* late and repeated fences, too: a store never goes back
     /\ phase[t] # "unborn" /\ phase[t] # "over" /\ fence[s] < t
@@ -95,15 +104,15 @@ HasQuorum(t) ==  \* Opening: the history is chosen, and the wait begins
 Serve(t) ==
     /\ phase[t] = "waiting" /\ Leased(t)
     /\ Guard("no-wait", waited[t] >= Wait)
-    /\ phase' = [phase EXCEPT ![t] = "serving"]
-    /\ UNCHANGED <<holder, born, fence, waited, beyond, asked, proven, log, acked, found>>
+    /\ phase' = [phase EXCEPT ![t] = "serving"] /\ waited' = [waited EXCEPT ![t] = 0]
+    /\ UNCHANGED <<holder, born, fence, beyond, asked, proven, log, acked, found>>
 
 -----------------------------------------------------------------------------
 (* Past the lease *)
 
 Ask(t) ==  \* Failsafe.step: every store's head is read, with one clock reading before
     /\ phase[t] = "serving" /\ MayAct(t) /\ asked[t] < 0
-    /\ asked' = [asked EXCEPT ![t] = 0] /\ proven' = [proven EXCEPT ![t] = {}]
+    /\ Asks(t, 0)
     /\ UNCHANGED <<holder, born, phase, fence, waited, beyond, log, acked, found>>
 
 Answer(t, s) ==  \* a consistent read
@@ -115,12 +124,12 @@ GoOn(t) ==  \* Right.carried, on a clock that is as slow as it may be; not once 
     /\ asked[t] >= 0 /\ MayAct(t) /\ Enough(proven[t])
     /\ LET age == IF Broken("counted-from-the-answers") THEN 0 ELSE asked[t]
        IN beyond' = [beyond EXCEPT ![t] = Max(@, Max(0, Right + Drift - age))]
-    /\ asked' = [asked EXCEPT ![t] = -1]
-    /\ UNCHANGED <<holder, born, phase, fence, waited, proven, log, acked, found>>
+    /\ Asks(t, -1)
+    /\ UNCHANGED <<holder, born, phase, fence, waited, log, acked, found>>
 
 GiveUp(t) ==
-    /\ asked[t] >= 0 /\ asked' = [asked EXCEPT ![t] = -1]
-    /\ UNCHANGED <<holder, born, phase, fence, waited, beyond, proven, log, acked, found>>
+    /\ asked[t] >= 0 /\ Asks(t, -1)
+    /\ UNCHANGED <<holder, born, phase, fence, waited, beyond, log, acked, found>>
 
 Commit(s) ==  \* the first tenure's record, whether it may act or not: the head's condition alone decides
     /\ phase[1] \in {"serving", "over"} /\ fence[s] = 1 /\ log' = log \union {s}

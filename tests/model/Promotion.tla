@@ -12,14 +12,15 @@ CONSTANTS
     TTL,       \* ticks; two TTLs of an approval must be left when it is judged
     Life,      \* ticks that an approval lasts
     Faults,    \* how often a holder dies for no reason, or the loss changes
-    Elections  \* how often a guard key's lease is armed anew because etcd elected a leader
+    Elections, \* how often a guard key's lease is armed anew because etcd elected a leader
+    Swept      \* BOOLEAN: some controller, be it the executor, reaches etcd and deletes a guard that outlives its TTL
 
 VARIABLES
     auth,    \* [region, barrier, plan]
     holder,  \* the region of the instance whose holder key stands, or Nobody
     plan,    \* plan -> its record
     signed,  \* approvals: [plan, version, left]
-    guard,   \* the guard key: [plan, by, left] or Nobody
+    guard,   \* the guard key: [plan, by, left, age] or Nobody; its age counts where guards are swept
     drained, \* plans for which the old holder proved that it drained
     judged,  \* executor -> the authority and plan that it judged, or Nobody
     loss,    \* what a failover would lose now
@@ -54,16 +55,23 @@ Drifted(p) ==
 -----------------------------------------------------------------------------
 (* Time and faults *)
 
+\* Whoever sweeps saw it a tick late, and deletes it more than a TTL later.
+Overdue == Swept /\ ~Broken("guard-not-swept") /\ guard /= Nobody /\ guard.age > TTL
+
 Tick ==
-    /\ signed /= {} \/ guard /= Nobody
+    /\ (signed /= {} \/ guard /= Nobody) /\ ~Overdue
     /\ signed' = {t \in {[s EXCEPT !.left = @ - 1] : s \in signed} : t.left > 0}
-    /\ guard' = IF guard = Nobody \/ guard.left = 1 THEN Nobody ELSE [guard EXCEPT !.left = @ - 1]
+    /\ guard' = IF guard = Nobody \/ guard.left = 1 THEN Nobody ELSE [guard EXCEPT !.left = @ - 1, !.age = IF Swept THEN @ + 1 ELSE @]
     /\ UNCHANGED <<auth, holder, plan, drained, judged, loss, faults, elections, wrong>>
 
 Elect ==
     /\ guard /= Nobody /\ elections > 0 /\ elections' = elections - 1
     /\ guard' = [guard EXCEPT !.left = TTL]
     /\ UNCHANGED <<auth, holder, plan, signed, drained, judged, loss, faults, wrong>>
+
+SweepGuard ==
+    /\ Overdue /\ guard' = Nobody
+    /\ UNCHANGED <<auth, holder, plan, signed, drained, judged, loss, faults, elections, wrong>>
 
 HolderDies ==
     /\ holder /= Nobody /\ faults > 0 /\ faults' = faults - 1 /\ holder' = Nobody
@@ -125,7 +133,7 @@ Quiesced(p) ==
 
 TakeGuard(x, p) ==  \* before the expiries are read
     /\ plan[p].state = "authorizing" /\ judged[x] = Nobody /\ guard = Nobody
-    /\ guard' = [plan |-> p, by |-> x, left |-> TTL]
+    /\ guard' = [plan |-> p, by |-> x, left |-> TTL, age |-> 0]
     /\ UNCHANGED <<auth, holder, plan, signed, drained, judged, loss, faults, elections, wrong>>
 
 Judge(x, p) ==
@@ -199,7 +207,7 @@ Finish(p) ==  \* verify, resume, route (Traffic.tla), confirm, report
     /\ UNCHANGED <<auth, holder, signed, guard, drained, judged, loss, faults, elections, wrong>>
 
 Controllers ==
-    \/ SweepBarrier \/ Acquire
+    \/ SweepBarrier \/ SweepGuard \/ Acquire
     \/ \E p \in Plans : Start(p) \/ Drain(p) \/ HolderLeaves(p) \/ Quiesced(p) \/ CatchUp(p) \/ LossApproved(p) \/ Finish(p)
     \/ \E x \in Executors : Authorize(x) \/ GiveUp(x) \/ \E p \in Plans : TakeGuard(x, p) \/ Judge(x, p)
 
@@ -232,6 +240,7 @@ OneCarriedOn == \A p \in Plans : plan[p].state \in After => auth.plan = p
 OrderedEnds == \A p \in Plans : plan[p].ordered ~> plan[p].state \in Ended
 SomebodyServes == <>[](holder /= Nobody)
 
+NeverRearmed == ~ \E x \in Executors : judged[x] /= Nobody /\ guard /= Nobody /\ guard.age > TTL
 NeverDone == ~ \E p \in Plans : plan[p].state = "done" /\ plan[p].kind = "failover" /\ plan[p].version = 2
 NeverThereAndBack == ~ \A p \in Plans : plan[p].state = "done" /\ plan[p].kind = "planned"
 NeverSuperseded == ~ \E p \in Plans : plan[p].state = "superseded"

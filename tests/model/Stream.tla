@@ -1,8 +1,9 @@
 ------------------------------- MODULE Stream -------------------------------
 (* One stream in every region's store: epochs, fences, opening, acknowledgements, stand-ins, drains, and an etcd that comes back
-   from a snapshot. No clocks: Lease.tla shows that a right has ended when its holder key is gone, so here a tenure has the right to
-   act exactly while its key stands, which is the longest that it can. A process that was paused, or that nobody told, goes on
-   writing for ever after; one that crashed is one that takes no step any more.
+   from a snapshot. No clocks: etcd may take a lease away early, and Lease.tla shows that a right has ended when the next tenure has
+   waited, which it does before it records its fork. So here a tenure has the right to act while its key stands, and after that until
+   another one records its fork, which is the longest that it can. A process that was paused, or that nobody told, goes on writing
+   for ever after; one that crashed is one that takes no step any more.
 
    A segment is named by the tenure that wrote it; its place in a log is its sequence number. The first segment of a tenure is
    its opening record. Puts of objects and the move of the head are one step, except for the mutant that turns them around. *)
@@ -47,7 +48,7 @@ Quorum == IF Broken("fence-quorum-too-small") THEN Cardinality(Regions) - 2 ELSE
 Unborn == [phase |-> "unborn", epoch |-> 0, home |-> "", fenced |-> {}, hist |-> <<>>, sole |-> {}, pump |-> [s \in Regions |-> -1]]
 Opening(r, e) == [Unborn EXCEPT !.phase = "opening", !.epoch = e, !.home = r]
 
-Right(t) == holder = t
+Right(t) == holder = t \/ live = t
 
 Init ==
     /\ \E r \in Regions : auth = [region |-> r, epoch |-> 0]
@@ -218,7 +219,7 @@ RecordSole(t) ==  \* what the writer's memory says, into etcd
     /\ UNCHANGED <<auth, holder, forks, plan, drained, snapshot, stores, born, ten, ghosts>>
 
 -----------------------------------------------------------------------------
-(* The authority moves: runtime/takeover.py, runtime/leaving.py. Approvals and the barrier are in Promotion.tla. *)
+(* The authority moves: runtime/takeover.py, runtime/active.py. Approvals and the barrier are in Promotion.tla. *)
 
 Freeze(t) ==
     /\ Planned /\ ten[t].phase = "open" /\ holder = t
@@ -301,6 +302,18 @@ Next ==
 Spec == Init /\ [][Next]_vars
 
 Symmetry == Permutations(Regions)
+
+(* For the runs with three epochs: states that differ only in what can never matter again are one. What a tenure without its key
+   knows of a store that a newer one fenced moves nothing (every step there compares the fence), nor does it acknowledge; and one that
+   all stores have passed can do nothing at all. Not for mutants, some of which do look at it. *)
+Passed(t, s) == Epoch(fence[s]) > ten[t].epoch
+
+Rest(t) ==
+    IF holder = t \/ live = t \/ ten[t].phase = "unborn" THEN ten[t]
+    ELSE IF \A s \in Regions : Passed(t, s) THEN [Unborn EXCEPT !.phase = "over", !.epoch = ten[t].epoch]
+    ELSE [ten[t] EXCEPT !.pump = [s \in Regions |-> IF Passed(t, s) THEN -1 ELSE @[s]], !.sole = {}]
+
+Essence == <<etcd, snapshot, stores, born, [t \in T |-> Rest(t)], ghosts>>
 
 -----------------------------------------------------------------------------
 (* Invariants *)

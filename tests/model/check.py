@@ -48,6 +48,8 @@ class Case:
     properties: tuple[str, ...] = ()
     witnesses: tuple[str, ...] = ()
     symmetry: bool = False
+    view: str = ""
+    """Operator whose values tell states apart: for large runs of the correct model only."""
     deep: bool = False
     brief: bool = False
     """Over within seconds: Java's second compiler would cost as much again and never pay."""
@@ -57,6 +59,7 @@ class Case:
         lines = ["SPECIFICATION Spec", "CONSTANTS", f'    Mutant = "{mutant}"']
         lines += [f"    {constant} = {value}" for constant, value in self.bounds.items()]
         lines += ["SYMMETRY Symmetry"] if self.symmetry else []
+        lines += [f"VIEW {self.view}"] if self.view else []
         lines += [f"INVARIANT {name}" for name in only or self.holds]
         lines += [] if only else [f"PROPERTY {name}" for name in self.properties]
         return "\n".join(lines) + "\n"
@@ -79,8 +82,11 @@ LEASE = {
     "Drift": "1",
     "DeposedAnswers": "TRUE",
     "OtherMember": "TRUE",
+    "RevokesEarly": "FALSE",
 }
 LEASE_HOLDS = ("TypeOK", "OneRight", "RightNeedsKey", "AgentsStopFirst")
+REVOKED = {**LEASE, "DeposedAnswers": "FALSE", "OtherMember": "FALSE", "RevokesEarly": "TRUE"}
+REVOKED_HOLDS = ("TypeOK", "OneRight", "RightEndsSoon", "AgentsStopFirst")
 LEASE_WITNESSES = ("NeverSleeper", "NeverRevoked", "NeverOrphan")
 
 STREAM = {
@@ -104,6 +110,7 @@ PROMOTION = {
     "Life": "5",
     "Faults": "2",
     "Elections": "1",
+    "Swept": "FALSE",
 }
 PROMOTION_HOLDS = ("NothingWrong", "OneActive", "BarrierIsOfAPlan", "OneCarriedOn")
 PROGRESS = ("OrderedEnds", "SomebodyServes")
@@ -114,6 +121,7 @@ FAILSAFE_WITNESSES = ("NeverBeyond", "NeverFollowed")
 
 CASES = (
     Case("lease", "Lease", LEASE, LEASE_HOLDS, witnesses=LEASE_WITNESSES, symmetry=True),
+    Case("revoked", "Lease", REVOKED, REVOKED_HOLDS, witnesses=("NeverOutlived", "NeverAtOnce"), symmetry=True),
     Case("stream", "Stream", STREAM, STREAM_HOLDS, witnesses=("NeverMoved", "NeverLost", "NeverHeld"), symmetry=True),
     Case(
         "stand-ins",
@@ -149,6 +157,22 @@ CASES = (
     ),
     Case("promotion", "Promotion", PROMOTION, PROMOTION_HOLDS, PROGRESS, ("NeverDone",), brief=True),
     Case(
+        "swept",
+        "Promotion",
+        {**PROMOTION, "Executors": "{1}", "Faults": "0", "Elections": "3", "Swept": "TRUE"},
+        ("NothingWrong",),
+        witnesses=("NeverRearmed",),
+        brief=True,
+    ),
+    Case(
+        "together",
+        "Together",
+        {"Streams": "{1, 2}", "Lead": "1", "Tenures": "2"},
+        ("AllFencedFirst", "WithinApproval", "ToldAsItIs"),
+        witnesses=("NeverReopened", "NeverGrew"),
+        brief=True,
+    ),
+    Case(
         "traffic",
         "Traffic",
         {"Regions": '{"a", "b"}', "Epochs": "3"},
@@ -169,6 +193,7 @@ CASES = (
         STREAM_HOLDS,
         witnesses=("NeverSalvaged",),
         symmetry=True,
+        view="Essence",
         deep=True,
     ),
     Case(
@@ -191,6 +216,11 @@ MUTANTS = (
     Mutant("revoked-at-once", "lease", ("RightNeedsKey",)),
     Mutant("released-too-early", "lease", ("AgentsStopFirst",)),
     Mutant("agent-counts-from-answer", "lease", ("AgentsStopFirst",)),
+    Mutant("no-wait-after-a-vanished-key", "revoked", ("OneRight", "AgentsStopFirst")),
+    Mutant("wait-without-drift", "revoked", ("OneRight", "AgentsStopFirst")),
+    Mutant("wait-forgotten-by-the-next", "revoked", ("OneRight", "AgentsStopFirst")),
+    Mutant("orderly-end-without-the-key", "revoked", ("OneRight", "AgentsStopFirst")),
+    Mutant("lost-taken-for-over", "revoked", ("AgentsStopFirst",)),
     Mutant("head-unconditional", "stream", ("AttachedStoresFollow",)),
     Mutant("fence-goes-back", "stream", ("FencesRise",)),
     Mutant("fence-quorum-too-small", "stream", ("SurvivesAnyRegion", "NothingLostUnpromised")),
@@ -215,6 +245,11 @@ MUTANTS = (
     Mutant("holder-may-stand", "promotion", ("OneActive",)),
     Mutant("drained-proof-missing", "promotion", ("NothingWrong",)),
     Mutant("greater-loss-not-held", "promotion", ("NothingWrong",)),
+    Mutant("guard-not-swept", "swept", ("NothingWrong",)),
+    Mutant("one-opens-before-all-are-fenced", "together", ("AllFencedFirst",)),
+    Mutant("own-loss-alone", "together", ("WithinApproval",)),
+    Mutant("own-progress-not-compared", "together", ("WithinApproval",)),
+    Mutant("reopened-counts-anew", "together", ("ToldAsItIs",)),
     Mutant("zone-by-upsert", "traffic", ("NeverBack",)),
     Mutant("zone-epoch-not-compared", "traffic", ("NeverBack",)),
 )

@@ -19,7 +19,7 @@ pytestmark = [
 ]
 WHOLE = os.environ.get("MODEL") == "all"
 QUICK = [case for case in check.CASES if not case.deep and (WHOLE or (case.module != "Stream" and case.name != "failsafe"))]
-SMALL = ("drained-two", "promotion", "traffic")
+SMALL = ("drained-two", "promotion", "revoked", "swept", "together", "traffic")
 """Cases whose mutants are found within seconds."""
 MUTANTS = [mutant for mutant in check.MUTANTS if WHOLE or mutant.case in SMALL]
 
