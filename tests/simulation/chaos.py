@@ -18,7 +18,8 @@ from controller.runtime.audit import Audit
 from controller.runtime.recovery import examine, recover
 from controller.runtime.wiring import outside_of
 from tests.simulation.roads import Call
-from tests.simulation.world import ETCD, REGIONS, ZONE, Instance, World
+from tests.simulation.sealed import SealedWorld
+from tests.simulation.world import ETCD, ZONE, Instance, World
 
 Act = Callable[[], Awaitable[None]]
 
@@ -105,7 +106,7 @@ class Chaos:
 
     def cut_third(self, call: Call) -> None:
         """An epoch is being fenced: one of the other stores goes away for a while."""
-        other = self.rng.choice([region for region in REGIONS if region != call.target])
+        other = self.rng.choice([region for region in self.world.regions if region != call.target])
         self.say(f"{other} is cut while {call.instance.key} fences {call.target}")
         self.world.cut(other)
         self._later(self.rng.uniform(0.5, 15.0), lambda: self.world.heal(other))
@@ -120,7 +121,7 @@ class Chaos:
                 if call.target == ETCD and call.op == "txn":
                     world.cluster.txn(*call.what)
                 elif call.target == ZONE:
-                    await world.traffic_class(world.zone, REGIONS).change(*call.what)
+                    await world.traffic_class(world.zone, world.regions).change(*call.what)
                 elif call.target in world.servers:
                     client = world.store_class(world.servers[call.target], world.client(call.target)._gate)
                     await getattr(client, call.op)(*call.what)
@@ -158,6 +159,9 @@ class Chaos:
             (1, self.damage),
             (1, self.step_clock),
             (1, self.restore_etcd),
+            (1, self.revoke_early),
+            (1, self.slow_etcd),
+            (1, self.lose_keys),
         ]
 
     async def run(self, seconds: float, people: list[tuple[int, Act]]) -> None:
@@ -177,6 +181,8 @@ class Chaos:
             self.world.servers[region].objects[ref] = right
         self.damaged.clear()
         self.throttled.clear()
+        if isinstance(self.world, SealedWorld):
+            self.world.kms_down.clear()
 
     def _alive(self) -> list[Instance]:
         return [instance for instance in self.world.instances.values() if instance.alive]
@@ -204,13 +210,13 @@ class Chaos:
             self.world.start(instance.region, instance.name, wall_error=wrong[self.bad_clocks], rate=rate)
 
     async def cut_store(self) -> None:
-        self._cut(self.rng.choice(REGIONS), "*")
+        self._cut(self.rng.choice(self.world.regions), "*")
 
     async def cut_link(self) -> None:
-        self._cut(self.rng.choice(REGIONS), self.rng.choice(REGIONS))
+        self._cut(self.rng.choice(self.world.regions), self.rng.choice(self.world.regions))
 
     async def cut_etcd(self) -> None:
-        self._cut(ETCD, self.rng.choice([*REGIONS, *self.world.instances]))
+        self._cut(ETCD, self.rng.choice([*self.world.regions, *self.world.instances]))
 
     async def cut_active_from_etcd(self) -> None:
         """The holder's lease runs out while the holder lives."""
@@ -218,8 +224,8 @@ class Chaos:
             self._cut(ETCD, active.key)
 
     async def cut_one_way(self) -> None:
-        who = self.rng.choice([*REGIONS, *self.world.instances])
-        what, way = self.rng.choice([*REGIONS, ETCD, ETCD, ZONE]), self.rng.choice(["requests", "answers"])
+        who = self.rng.choice([*self.world.regions, *self.world.instances])
+        what, way = self.rng.choice([*self.world.regions, ETCD, ETCD, ZONE]), self.rng.choice(["requests", "answers"])
         self.say(f"cut one way: {way} between {who} and {what}")
         self.world.one_way.add((who, what, way))
 
@@ -276,25 +282,25 @@ class Chaos:
         await self.world.lose_region(region)
 
     async def slow(self) -> None:
-        who, what = self.rng.choice([*REGIONS, "*"]), self.rng.choice([*REGIONS, ETCD, ZONE])
+        who, what = self.rng.choice([*self.world.regions, "*"]), self.rng.choice([*self.world.regions, ETCD, ZONE])
         self.say(f"slow {who} to {what}")
         self.world.slow[who, what] = self.rng.choice([0.1, 0.5, 1.0, 4.0])
 
     async def throttle(self) -> None:
-        region = self.rng.choice(REGIONS)
+        region = self.rng.choice(self.world.regions)
         self.say(f"{region} throttles")
         self.throttled[region] = self.world.clock.monotonic() + self.rng.choice([2.0, 8.0, 20.0])
 
     async def fail_reads(self) -> None:
         """Some GETs and lists of one instance fail."""
         if alive := self._alive():
-            instance, region = self.rng.choice(alive), self.rng.choice(REGIONS)
+            instance, region = self.rng.choice(alive), self.rng.choice(self.world.regions)
             for op in ("get_segment", "list_segments", "read_head"):
                 instance.roads[region].fail(op, self.rng.randrange(4))
 
     async def damage(self) -> None:
         """Some bytes of a committed object are others for a while."""
-        region = self.rng.choice(REGIONS)
+        region = self.rng.choice(self.world.regions)
         server = self.world.servers[region]
         if refs := sorted(server.objects, key=lambda ref: (ref.seq, ref.epoch))[-20:]:
             ref = self.rng.choice(refs)
@@ -319,6 +325,37 @@ class Chaos:
             instance, seconds = self.rng.choice(alive), self.rng.choice(steps[self.bad_clocks])
             self.say(f"the wall clock of {instance.key} steps by {seconds:g} s")
             instance.clock.jump(seconds)
+
+    async def revoke_early(self) -> None:
+        """etcd takes a lease away that was renewed a moment ago: a leader that was paused wakes up (see
+        ``test_early_revocation.py``)."""
+        world = self.world
+        holders = [item for key, item in sorted(world.cluster._items.items()) if key.startswith(world.keys.holders)]
+        if not holders:
+            return
+        item = self.rng.choice(holders)
+        try:
+            world.cluster.revoke(item.lease)
+            self.say(f"etcd revokes the lease of {item.key}")
+        except DrError:
+            return  # no leader
+
+    async def slow_etcd(self) -> None:
+        """Heartbeats that take about as long as the lease that they renew."""
+        who = self.rng.choice(["*", *self.world.regions, *(active.key for active in self.world.actives())])
+        seconds = self.rng.choice([0.4, 0.6, 0.7, 0.74])
+        self.say(f"etcd takes {2 * seconds:g} s for {who}")
+        self.world.slow[who, ETCD] = seconds
+        self._later(self.rng.choice([3.0, 8.0, 20.0]), lambda: self.world.slow.pop((who, ETCD), None) and None)
+
+    async def lose_keys(self) -> None:
+        """A region's KMS does not answer for a while, where objects are sealed."""
+        world = self.world
+        if isinstance(world, SealedWorld):
+            region = self.rng.choice(world.regions)
+            self.say(f"the KMS of {region} is away")
+            world.kms_down.add(region)
+            self._later(self.rng.choice([5.0, 20.0, 40.0]), lambda: world.kms_down.discard(region))
 
     async def restore_etcd(self) -> None:
         """etcd is lost and comes back from a backup; a person looks at the stores and confirms. It takes longer than any
@@ -351,7 +388,7 @@ async def recover_etcd(world: World, say: Callable[[str], None]) -> None:
     controller = alive[0].controller
     outside = outside_of(controller._settings, controller._ports)
     try:
-        found = await world.ask(alive[0], examine(outside, REGIONS, None))
+        found = await world.ask(alive[0], examine(outside, world.regions, None))
         if found.changes:
             audit = Audit(outside.coordinator, outside.keys)
             await world.ask(alive[0], recover(outside, audit, found, actor="ada", confirm="sim"))

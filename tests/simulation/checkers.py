@@ -587,8 +587,9 @@ def check_all(world: World) -> None:
 async def settle(world: World, seconds: float = 90.0) -> None:
     """``level``; then all checkers, and the store checker for a settled world."""
     await level(world, seconds)
-    check_all(world)
-    stores_are_prefixes(world)
+    async with world.opened():
+        check_all(world)
+        stores_are_prefixes(world)
 
 
 async def level(world: World, seconds: float = 90.0) -> None:

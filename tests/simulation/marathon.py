@@ -23,7 +23,7 @@ from tests.simulation.checkers import Violation, check_all
 from tests.simulation.roads import Call
 from tests.simulation.runs import Outcome
 from tests.simulation.test_crashes import FAULTS, Fate, Strike, insist
-from tests.simulation.world import ETCD, HOME, PEOPLE, REGIONS, Instance, World
+from tests.simulation.world import ETCD, HOME, PEOPLE, Instance, World
 
 MOVES = 10
 """Of one world: its checkers read all of its history, so long worlds cost more for each move."""
@@ -68,7 +68,8 @@ class _Marathon:
             await self._begin()
             for number in range(moves):
                 await self._move(number)
-            check_all(world)
+            async with world.opened():
+                check_all(world)
             await bounds.progress(world, 150.0)
         except Violation as error:
             checker, violation = error.checker, str(error)
@@ -86,7 +87,7 @@ class _Marathon:
     async def _begin(self) -> None:
         world = self.world
         await world.found()
-        for region in REGIONS:
+        for region in self.world.regions:
             world.start(region, "a")
         if len(world.streams) > 1 or self.rng.random() < 0.3:
             world.start(HOME, "b")
@@ -99,7 +100,7 @@ class _Marathon:
     async def _move(self, number: int) -> None:
         world, rng = self.world, self.rng
         source = (await world.authority()).region
-        target = rng.choice([region for region in REGIONS if region != source])
+        target = rng.choice([region for region in self.world.regions if region != source])
         cause = rng.choice([self._die, self._links_first, self._controllers, self._freeze, self._etcd, self._wish])
         fate = Fate(world, self._strikes())
         cuts = [True] * (rng.random() < 0.2)
@@ -112,7 +113,7 @@ class _Marathon:
         async def before(call: Call) -> None:
             if cuts and call.op == "fence" and call.instance.region == target:
                 cuts.clear()
-                self._cut_for_a_while(rng.choice([region for region in REGIONS if region != call.target]))
+                self._cut_for_a_while(rng.choice([region for region in self.world.regions if region != call.target]))
             await fate.before(call)
 
         with world.effects(before, fate.after):

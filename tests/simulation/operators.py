@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from controller.errors import DrError
+from controller.runtime.archive_documents import RestoreItem
 from controller.runtime.service import PlanDocument
-from tests.simulation.chaos import Act, Chaos
-from tests.simulation.world import PEOPLE, REGIONS, Instance
+from tests.simulation.chaos import Act, Chaos, recover_etcd
+from tests.simulation.world import PEOPLE, Instance
 
 
 class Operators:
@@ -30,12 +31,17 @@ class Operators:
             (2, self.execute),
             (1, self.race),
             (1, self.abort),
+            (1, self.verify),
+            (1, self.repair),
+            (1, self.restore),
+            (2, self.discard),
+            (1, self.recover),
         ]
 
     async def order(self) -> None:
         """What on-call people really do: look, plan, sign, execute, and mostly let it run for a while."""
         world, rng = self.world, self.rng
-        away = [region for region in REGIONS if region != (await world.authority()).region]
+        away = [region for region in world.regions if region != (await world.authority()).region]
         target = rng.choice(away)
         kind = "failover" if not await world.holders() else rng.choice(["failover", "switchover", "failback"])
 
@@ -53,10 +59,10 @@ class Operators:
 
     async def plan(self) -> None:
         kind = self.rng.choice(["failover", "failover", "switchover", "failback"])
-        target, requester = self.rng.choice(REGIONS), self.rng.choice(["oncall", PEOPLE[0]])
+        target, requester = self.rng.choice(self.world.regions), self.rng.choice(["oncall", PEOPLE[0]])
         await self._ask(
             f"{kind} to {target} by {requester}",
-            lambda: self.world.propose(kind, target, requester, via=self.rng.choice(REGIONS)),
+            lambda: self.world.propose(kind, target, requester, via=self.rng.choice(self.world.regions)),
         )
 
     async def sign(self) -> None:
@@ -121,8 +127,78 @@ class Operators:
 
             await self._ask(f"abort {plan}", abort)
 
+    # ------------------------------------------------------------------------------------------------------ upkeep
+
+    async def verify(self) -> None:
+        """``drctl verify``: at any controller, for any region's copy; now and then it is interrupted."""
+        region, stop = self.rng.choice(self.world.regions), self.rng.random() < 0.2
+
+        async def ask() -> None:
+            instance = self._someone()
+            verifier = instance.controller.verifier
+            await self.world.ask(instance, verifier.stop(region) if stop else verifier.start(region, restart=False), 4.0)
+
+        await self._ask(f"verify {region}{', interrupted' * stop}", ask)
+
+    async def repair(self) -> None:
+        """``drctl repair``, of what that controller has found in a region."""
+        region = self.rng.choice(self.world.regions)
+
+        async def ask() -> None:
+            instance = self._someone()
+            mender = instance.controller.mender
+            await self.world.ask(instance, mender.repair(region, execute=True, requester="ada", confirm=region), 20.0)
+
+        await self._ask(f"repair {region}", ask)
+
+    async def restore(self) -> None:
+        """``drctl restore``: some agents get back what they had a while ago, as a new record."""
+        ago, force = self.rng.choice([2.0, 10.0, 30.0]), self.rng.random() < 0.3
+
+        async def ask() -> None:
+            instance = self._server() or self._someone()
+            at = self.world.clock.wall() - ago
+            then = instance.controller.archive.as_of(at, "checkpoint", (), "", 3)
+            items = [
+                RestoreItem(one.agent, one.found.id, one.newest_id) for one in then.agents if one.found and one.state == "found"
+            ]
+            if items:
+                restorer = instance.controller.restorer
+                restoring = restorer.restore(at, "checkpoint", items, requester="ada", confirm="sim", force=force)
+                await self.world.ask(instance, restoring, 8.0)
+
+        await self._ask(f"restore agents as they were {ago:g} s ago", ask)
+
+    async def discard(self) -> None:
+        """``drctl salvage discard``: with the digest of what is there (an export was shown), or without one."""
+        region, careless = self.rng.choice(self.world.regions), self.rng.random() < 0.3
+
+        async def ask() -> None:
+            instance = self._server() or self._someone()
+            salvager = instance.controller.salvager
+            found = await self.world.ask(instance, salvager.list(region), 4.0)
+            names = [piece.name for one in found for piece in one.pieces]
+            if not names:
+                return
+            name = self.rng.choice(names)
+            given = {"confirm": region, "requester": "ada", "even_unexported": "not needed" if careless else ""}
+            would = await self.world.ask(instance, salvager.discard(region, name, execute=False, digest="", **given), 8.0)
+            await self.world.ask(instance, salvager.discard(region, name, execute=True, digest=would.digest, **given), 20.0)
+            self.chaos.say(f"discarded {name}")
+
+        await self._ask(f"discard salvage of {region}", ask)
+
+    async def recover(self) -> None:
+        """``drctl recover``, also where nothing was lost."""
+        if self.rng.random() < 0.3:
+            await recover_etcd(self.world, self.chaos.say)
+
+    def _server(self) -> Instance | None:
+        actives = self.world.actives()
+        return self.rng.choice(actives) if actives else None
+
     def _someone(self) -> Instance:
-        return self.world.someone(self.rng.choice(REGIONS))
+        return self.world.someone(self.rng.choice(self.world.regions))
 
     async def _open_plans(self) -> Sequence[PlanDocument]:
         async def look() -> list[PlanDocument]:

@@ -2,88 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from controller.adapters.keyring import ASK_AGAIN_SECONDS, REACH_SECONDS, Keyring
-from controller.adapters.memory.gate import Gate, OpenGate
-from controller.adapters.memory.key_service import MemoryKeyService, MemoryKms
-from controller.adapters.memory.region_store import StoredObject
-from controller.adapters.sealed_store import SealedStore, Sealer
+from controller.adapters.keyring import ASK_AGAIN_SECONDS, REACH_SECONDS
 from controller.domain.model import Role
 from controller.domain.promotion import State
-from controller.errors import Refused, Unavailable
+from controller.errors import Refused
 from controller.lab.virtual_time import run_virtual
-from controller.ports import Clock, RegionStore
-from controller.runtime.shell import Ports
 from tests.simulation.checkers import check_all, level, live_history, lost_acks, stores_are_prefixes
-from tests.simulation.world import HOME, REGIONS, TARGET, THIRD, Instance, World
-
-
-class KmsGate:
-    """The road to a region's KMS is the one to its store, and it may be shut alone."""
-
-    def __init__(self, road: Gate, region: str, world: SealedWorld) -> None:
-        self._road, self._region, self._world = road, region, world
-
-    async def before(self, op: str) -> None:
-        if self._region in self._world.kms_down:
-            raise Unavailable(f"the KMS of {self._region} does not answer", hint="a test did it")
-        await self._road.before(op)
-
-    async def after(self, op: str) -> None:
-        await self._road.after(op)
-
-
-class SealedWorld(World):
-    """Every instance has a keyring of its own, as processes have."""
-
-    def __init__(self, keys_dir: Path, *, enabled: bool = True, **changes: Any) -> None:
-        super().__init__(keys_dir, **changes)
-        dice = random.Random(1)
-        self.enabled = enabled
-        self.kms = {region: MemoryKms(region, dice.randbytes) for region in REGIONS}
-        self.kms_down: set[str] = set()
-
-    def _ports(self, instance: Instance, clock: Clock) -> Ports:
-        services = {
-            region: MemoryKeyService(kms, KmsGate(instance.roads[region], region, self)) for region, kms in self.kms.items()
-        }
-        keyring = Keyring("sim", services, home=instance.region, clock=clock, enabled=self.enabled)
-        sealer = Sealer("sim", keyring)
-
-        def wrap(store: RegionStore) -> RegionStore:
-            return SealedStore(store, sealer)
-
-        self.wrap_store = wrap
-        return replace(super()._ports(instance, clock), seals=keyring)
-
-    @asynccontextmanager
-    async def opened(self, without: str = "") -> AsyncIterator[None]:
-        """The stores with everything in them opened, for the checkers. ``without``: a region whose KMS is not used for it."""
-        services = {r: MemoryKeyService(kms, OpenGate()) for r, kms in self.kms.items() if r != without}
-        sealer = Sealer("sim", Keyring("sim", services, home=TARGET, clock=self.clock))
-        sealed = {}
-        for region, server in self.servers.items():
-            sealed[region] = dict(server.objects)
-            for ref, there in sealed[region].items():
-                plain = await sealer.open(ref, there.data, region)
-                server.objects[ref] = StoredObject(plain, hashlib.sha256(plain).hexdigest())
-        yield
-        for region, server in self.servers.items():
-            server.objects = sealed[region]
-
-    def sealed_objects(self, region: str) -> tuple[int, int]:
-        """Sealed, all."""
-        objects = self.servers[region].objects.values()
-        return sum(one.data.startswith(b"DRENC\0") for one in objects), len(objects)
+from tests.simulation.sealed import SealedWorld
+from tests.simulation.world import HOME, REGIONS, TARGET, THIRD, Instance
 
 
 def run(keys_dir: Path, story: Callable[[SealedWorld, Instance], Awaitable[None]], **changes: Any) -> None:

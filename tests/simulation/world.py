@@ -16,8 +16,8 @@ import contextvars
 import functools
 import itertools
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 REGIONS = ("eu-west-1", "eu-central-1", "us-east-1")
 HOME, TARGET, THIRD = REGIONS
+ALL_REGIONS = (*REGIONS, "us-west-2", "ap-southeast-2")
+"""What greater groups are made of."""
 PEOPLE = ("ada@example.org", "grace@example.org", "linus@example.org")
 NAME = "agents.dr.example."
 STREAM = "s00"
@@ -62,7 +64,7 @@ _WAY: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("way", de
 
 
 def settings_for(region: str, instance: str, keys_dir: Path, **changes: Any) -> Settings:
-    """Settings of one controller; ``changes`` are whole sections."""
+    """Settings of one controller; ``changes`` are whole sections, and ``regions`` the names of the group's regions."""
     known = region, instance, keys_dir, repr(changes)
     if known not in _SETTINGS:
         if len(_SETTINGS) > 1000:
@@ -75,7 +77,8 @@ _SETTINGS: dict[tuple[str, str, Path, str], Settings] = {}
 """They are frozen, and controllers of a simulation start again and again with the same."""
 
 
-def _settings(region: str, instance: str, keys_dir: Path, changes: Mapping[str, Any]) -> Settings:
+def _settings(region: str, instance: str, keys_dir: Path, given: Mapping[str, Any]) -> Settings:
+    changes = dict(given)
     base: dict[str, Any] = {
         "group": "sim",
         "environment": "lab",
@@ -91,7 +94,7 @@ def _settings(region: str, instance: str, keys_dir: Path, changes: Mapping[str, 
                 "controllers": [f"http://{letter}.{name}.invalid:8080" for letter in "ab"],
                 "priority": number,
             }
-            for number, name in enumerate(REGIONS, start=1)
+            for number, name in enumerate(changes.pop("regions", REGIONS), start=1)
         },
         "stream": {"follow_seconds": 0.25, "canary_seconds": 2.0, "ack_timeout_seconds": 3.0},
         "rpo": {"seconds": 5.0, "settle_seconds": 2.0, "report_seconds": 0.5},
@@ -237,7 +240,7 @@ Hook = Callable[[Call], Awaitable[None]]
 
 
 class World:
-    """Three regions, two controllers each. Create it inside a running (virtual) loop."""
+    """Three regions, two controllers each, unless it is said otherwise. Create it inside a running (virtual) loop."""
 
     def __init__(
         self,
@@ -246,12 +249,17 @@ class World:
         seed: int = 0,
         latency: tuple[float, float] | None = None,
         checking: bool = True,
+        regions: Sequence[str] = REGIONS,
+        single: Sequence[str] = (),
         **changes: Any,
     ) -> None:
-        """``latency``: bounds of what each way of each call takes (seconds, uniform); None = nothing. ``checking`` False:
-        rivals that act at the same time are only written down (for mutants)."""
+        """``single``: regions with one controller; the others have two. ``latency``: bounds of what each way of each call takes
+        (seconds, uniform); None = nothing. ``checking`` False: rivals that act at the same time are only written down (for
+        mutants)."""
         self.loop = asyncio.get_running_loop()
         self.clock = VirtualClock(self.loop)
+        self.regions = tuple(regions)
+        self.single = frozenset(single)
         self.rng = random.Random(seed)
         self.latency = latency
         self.keys_dir = keys_dir
@@ -262,11 +270,11 @@ class World:
         """Ways that records took from one instance to the next."""
         self.history = History(self.clock, self.keys, streams=len(self.streams))
         self.cluster: MemoryCluster = RecordingCluster(self.clock, self.history)
-        self.servers = {region: RecordingStore(region, self.history) for region in REGIONS}
+        self.servers = {region: RecordingStore(region, self.history) for region in self.regions}
         self.zone = MemoryZone(NAME, clock=self.clock)
         self.zone.provision(
-            {region: [f"127.0.{number}.1"] for number, region in enumerate(REGIONS, start=1)},
-            {region: 100 if region == HOME else 0 for region in REGIONS},
+            {region: [f"127.0.{number}.1"] for number, region in enumerate(self.regions, start=1)},
+            {region: 100 if region == HOME else 0 for region in self.regions},
         )
         self.cuts: set[tuple[str, str]] = set()
         """(who, what) that do not reach each other; ``who``: an instance's key, a region or everybody."""
@@ -339,7 +347,7 @@ class World:
             prefix="/dr",
             group="sim",
             region=HOME,
-            stores=REGIONS,
+            stores=self.regions,
             actor="test",
             streams=len(self.streams),
         )
@@ -362,8 +370,8 @@ class World:
             assert not before.alive, f"{instance.key} runs already"
             self.former.append(before)
         self.instances[instance.key] = instance
-        instance.roads = {what: Road(self, instance, what) for what in (*REGIONS, ETCD, ZONE)}
-        settings = settings_for(region, name, self.keys_dir, **{**self.changes, **changes})
+        instance.roads = {what: Road(self, instance, what) for what in (*self.regions, ETCD, ZONE)}
+        settings = settings_for(region, name, self.keys_dir, **{"regions": self.regions, **self.changes, **changes})
 
         def say(event: str, **more: object) -> None:
             at = self.clock.monotonic()
@@ -384,7 +392,7 @@ class World:
                 region: WatchedStore(self.wrap_store(self.store_class(server, roads[region])), self._through, instance)
                 for region, server in self.servers.items()
             },
-            traffic=WatchedTraffic(self.traffic_class(self.zone, REGIONS, roads[ZONE]), self._through, instance),
+            traffic=WatchedTraffic(self.traffic_class(self.zone, self.regions, roads[ZONE]), self._through, instance),
             resolver=MemoryResolver(self.zone),
             identity=SshIdentity(self.keys_dir / "allowed_signers", NAMESPACE, clock.wall),
             pager=self.pager,
@@ -412,9 +420,9 @@ class World:
         return answer
 
     def start_all(self) -> None:
-        """Two controllers in each region."""
-        for region in REGIONS:
-            for name in ("a", "b"):
+        """Two controllers in each region, but for those that have one."""
+        for region in self.regions:
+            for name in ("a",) if region in self.single else ("a", "b"):
                 if f"{region}/{name}" not in self.instances or not self.instances[f"{region}/{name}"].alive:
                     self.start(region, name)
 
@@ -490,7 +498,7 @@ class World:
 
     def isolate_stores_of(self, region: str, cut: bool = True) -> None:
         """Controllers of ``region`` reach only their own region's store."""
-        for other in REGIONS:
+        for other in self.regions:
             if other != region:
                 (self.cut if cut else self.heal)(other, region)
 
@@ -527,7 +535,7 @@ class World:
 
     def active_somewhere(self) -> bool:
         """Whether all streams are served, in one region."""
-        return any(self.active_in(region) for region in REGIONS)
+        return any(self.active_in(region) for region in self.regions)
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]], seconds: float, what: str) -> None:
         """Waits (virtually) until the condition holds. Fails with the logs of all controllers."""
@@ -685,12 +693,14 @@ class World:
 
         return [self.loop.create_task(one(number)) for number in range(agents)]
 
-    async def served(self, agents: int = 4, seconds: float = 3.0) -> Instance:
+    async def served(
+        self, agents: int = 4, seconds: float = 3.0, copies: Callable[[int], int] = lambda n: 1 + n % 2
+    ) -> Instance:
         """Founds the group, starts everybody, waits until agents have been served for a while. Returns the active instance."""
         await self.found()
         self.start_all()
         await self.until(self.active_somewhere, 20, "one active region")
-        self.fleet(agents)
+        self.fleet(agents, copies=copies)
         await self.wait(seconds)
         await self.until(self.active_somewhere, 20, "one active region")
         return self.serving()[STREAM]
@@ -745,6 +755,11 @@ class World:
         return self.loop.create_task(coroutine)
 
     # ------------------------------------------------------------------------------------------------------ effects
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """The stores as checkers can read them (``sealed.py`` opens sealed objects)."""
+        yield
 
     def client(self, region: str) -> MemoryRegionStore:
         """A road to a store that is always open: for what a network delivers late."""
