@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from controller.adapters.memory.region_store import StoredObject
+from controller.domain.model import SegmentRef
 from controller.errors import DrError, OutcomeUnknown, Unavailable
 from controller.runtime.audit import Audit
 from controller.runtime.recovery import examine, recover
 from controller.runtime.wiring import outside_of
+from controller.stream.segment import frame
 from tests.simulation.roads import Call
 from tests.simulation.sealed import SealedWorld
 from tests.simulation.world import ETCD, ZONE, Instance, World
@@ -25,6 +27,12 @@ Act = Callable[[], Awaitable[None]]
 
 BOTTLENECKS = frozenset({"fence", "change", "realign"})
 """Calls that are rare and decide much: what rates cannot find often enough happens here more often."""
+
+
+def is_authorization(call: Call) -> bool:
+    """The one transaction that moves the authority to another region: it writes a plan and the authority, and pins a guard."""
+    writes = {key.split("/")[3] for key in call.keys}
+    return call.op == "txn" and {"plans", "authority"} <= writes and any("/guards/" in c.key for c in call.what[0])
 
 
 class Chaos:
@@ -44,7 +52,7 @@ class Chaos:
         self.bias = rng.choice([1.0, 3.0, 10.0])
         """How much more often it strikes at bottlenecks."""
         self.bad_clocks = rng.choice(["none", "none", "small", "large"])
-        self.may_restore_etcd = rng.random() < 0.1
+        self.may_restore_etcd = rng.random() < 0.15
         self.throttled: dict[str, float] = {}
         """Region → until when its table and bucket answer "slow down"."""
         self.damaged: list[tuple[str, Any, StoredObject]] = []
@@ -74,7 +82,7 @@ class Chaos:
             raise Unavailable(f"{call}: 503, slow down", hint="chaos")
         if call.op == "put_segment" and rng.random() < self.slow_put_rate:
             await self.world.clock.sleep(rng.uniform(0.1, 2.0))
-        if self._strikes(self.pause_rate, call):
+        if self._strikes(self.pause_rate, call) or (is_authorization(call) and rng.random() < 0.02 * self.bias):
             await self.pause(call)
         if call.op == "fence" and rng.random() < 0.03 * self.bias:
             self.cut_third(call)
@@ -119,7 +127,8 @@ class Chaos:
             await world.clock.sleep(seconds)
             try:
                 if call.target == ETCD and call.op == "txn":
-                    world.cluster.txn(*call.what)
+                    compare, then, otherwise = call.what
+                    world.cluster.txn([one for one in compare if world.late_conditions(one)], then, otherwise)
                 elif call.target == ZONE:
                     await world.traffic_class(world.zone, world.regions).change(*call.what)
                 elif call.target in world.servers:
@@ -162,6 +171,10 @@ class Chaos:
             (1, self.revoke_early),
             (1, self.slow_etcd),
             (1, self.lose_keys),
+            (1, self.hang_leader),
+            (1, self.clone),
+            (3, self.ask_anybody),
+            (2, self.burst),
         ]
 
     async def run(self, seconds: float, people: list[tuple[int, Act]]) -> None:
@@ -346,7 +359,15 @@ class Chaos:
         seconds = self.rng.choice([0.4, 0.6, 0.7, 0.74])
         self.say(f"etcd takes {2 * seconds:g} s for {who}")
         self.world.slow[who, ETCD] = seconds
-        self._later(self.rng.choice([3.0, 8.0, 20.0]), lambda: self.world.slow.pop((who, ETCD), None) and None)
+
+        gone = self.rng.random() < 0.5
+
+        def over() -> None:
+            self.world.slow.pop((who, ETCD), None)
+            if gone:  # first slow, then gone: what was counted from a late answer ends too late
+                self._cut(ETCD, who)
+
+        self._later(self.rng.choice([3.0, 8.0, 20.0]), over)
 
     async def lose_keys(self) -> None:
         """A region's KMS does not answer for a while, where objects are sealed."""
@@ -356,6 +377,48 @@ class Chaos:
             self.say(f"the KMS of {region} is away")
             world.kms_down.add(region)
             self._later(self.rng.choice([5.0, 20.0, 40.0]), lambda: world.kms_down.discard(region))
+
+    async def hang_leader(self) -> None:
+        """etcd 3.4's leader with a frozen disk goes on answering the keep-alives of one instance, and nothing else."""
+        if actives := self.world.actives():
+            key = self.rng.choice(actives).key
+            self.say(f"{key} is behind a leader that hangs")
+            self.world.behind_hanging_leader.add(key)
+            self._later(self.rng.choice([5.0, 15.0, 30.0]), lambda: self.world.behind_hanging_leader.discard(key))
+
+    async def clone(self) -> None:
+        """A machine was cloned while it held: its copy offers another content for a segment that exists."""
+        world = self.world
+        if actives := world.actives():
+            instance, region = self.rng.choice(actives), self.rng.choice(world.regions)
+            for stream, active in sorted(instance.controller._actives.items()):
+                fence, seq = active.tenure.fence, world.servers[region].head(stream).seq
+                ref = SegmentRef(stream, seq, fence.epoch)
+                if ref not in world.servers[region].objects or any(known[:2] == (region, ref) for known in self.damaged):
+                    continue
+                self.say(f"a clone of {instance.key} writes {ref.key} in {region}")
+                client = world.store_class(world.servers[region], world.client(region)._gate)
+                try:
+                    await client.put_segment(fence, ref, b"another content")
+                except DrError:
+                    continue
+
+    async def ask_anybody(self) -> None:
+        """An agent with an old address asks whoever it knows."""
+        if awake := [instance for instance in self._alive() if not instance.stopped]:
+            instance, number = self.rng.choice(awake), self.rng.randrange(100)
+            body, record = b"stray", f"{len(self.done):08d}"
+            try:
+                frames = [frame(f"stray-{number:03d}", record, "checkpoint", body, copies=self.rng.choice([1, 2]))]
+                await self.world.put_to(instance, frames, [body])
+            except DrError:
+                return
+
+    async def burst(self) -> None:
+        """Agents write more than usual: where queues are small they have to say no."""
+        self.say("a burst")
+        for number in range(30):
+            self.world.spawn(self.world.put(f"burst-{number:02d}", f"{len(self.done):08d}", self.rng.randbytes(2048), 1))
 
     async def restore_etcd(self) -> None:
         """etcd is lost and comes back from a backup; a person looks at the stores and confirms. It takes longer than any

@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from controller.errors import DrError
+from controller.errors import ApprovalRequired, Conflict, DrError, Refused
 from controller.runtime.archive_documents import RestoreItem
 from controller.runtime.service import PlanDocument
 from tests.simulation.chaos import Act, Chaos, recover_etcd
-from tests.simulation.world import PEOPLE, Instance
+from tests.simulation.world import OTHER_NAME, PEOPLE, Instance
+
+SLIPS = ("called away", "requester", "two names", "refused", "expires soon", "comes back", "called off")
+"""What goes wrong when people give an order; the guards are there for it, and chance alone hardly ever puts it together."""
 
 
 class Operators:
@@ -20,7 +23,7 @@ class Operators:
         self.chaos = chaos
         self.world = chaos.world
         self.rng = chaos.rng
-        self.carelessness = self.rng.choice([0.0, 0.1, 0.4])
+        self.carelessness = self.rng.choice([0.0, 0.2, 0.7])
 
     def acts(self) -> list[tuple[int, Act]]:
         return [
@@ -44,18 +47,66 @@ class Operators:
         away = [region for region in world.regions if region != (await world.authority()).region]
         target = rng.choice(away)
         kind = "failover" if not await world.holders() else rng.choice(["failover", "switchover", "failback"])
+        slip = rng.choice(SLIPS) if rng.random() < self.carelessness else ""
 
         async def give() -> None:
-            document = await world.propose(kind, target)
-            if rng.random() < self.carelessness:  # somebody was called away before signing
+            source = (await world.authority()).region
+            document = await world.propose(kind, target, PEOPLE[0] if slip == "requester" else "oncall")
+            if slip == "called away":
                 await world.wait(rng.choice([5.0, 20.0]))
-            plan = await world.let_run(document, rng.sample(PEOPLE, 2))
+            if slip == "comes back":  # after it was signed: what was seen is over
+                await self._signatures(document, slip)
+                await self._comes_back(source)
+            plan = await self._let_run(document, slip)
+            if slip == "called off":
+                await world.wait(rng.choice([0.2, 1.0, 3.0]))
+                instance = self._someone()
+                await world.ask(instance, instance.controller.abort(plan, "oncall", "on second thoughts"), 4.0)
             if rng.random() < 0.7:
                 end = world.clock.monotonic() + 25.0
                 while world.clock.monotonic() < end and not (await world.plan(plan)).ended:
                     await world.wait(0.25)
 
-        await self._ask(f"order: {kind} to {target}", give)
+        await self._ask(f"order: {kind} to {target}{f' ({slip})' * bool(slip)}", give)
+
+    async def _let_run(self, document: PlanDocument, slip: str) -> str:
+        """Signs and executes, whatever is answered to single signatures."""
+        await self._signatures(document, slip)
+        plan = document.record.plan
+        instance = self._at(plan.target)
+        await self.world.ask(instance, instance.controller.execute(plan.id, plan.requester, plan.target), 4.0)
+        return plan.id
+
+    async def _signatures(self, document: PlanDocument, slip: str) -> None:
+        """Of two people who may sign; or what people get wrong: two are really one, one of them asked for it, one refuses, or
+        they expire soon."""
+        who = [(person, "approve") for person in self.rng.sample(PEOPLE, 2)]
+        if slip in ("requester", "two names"):
+            who = [(PEOPLE[0], "approve"), (OTHER_NAME if slip == "two names" else PEOPLE[1], "approve")]
+        if slip == "refused":
+            who.insert(self.rng.randrange(3), (next(p for p in PEOPLE if (p, "approve") not in who), "refuse"))
+        seconds = 22.0 if slip == "expires soon" and self.chaos.bad_clocks == "none" else 600.0
+        for person, decision in who:
+            key = PEOPLE[0].split("@", maxsplit=1)[0] if person == OTHER_NAME else ""
+            signed = self.world.signed(document.record, person, decision, seconds, key=key)
+            instance = self._at(document.record.plan.target)
+            try:
+                await self.world.ask(instance, instance.controller.approve(document.record.plan.id, signed), 4.0)
+            except (ApprovalRequired, Conflict, Refused) as error:
+                self.chaos.say(f"{person}: {error.code}")
+
+    async def _comes_back(self, region: str) -> None:
+        """The region that was to be left serves again by itself."""
+        world = self.world
+        world.heal_all()
+        for name in ("a", "b"):
+            before = world.instances.get(f"{region}/{name}")
+            if before is not None and not before.alive:
+                world.start(region, name)
+        await world.wait(12.0)
+
+    def _at(self, region: str) -> Instance:
+        return self.world.someone(region)
 
     async def plan(self) -> None:
         kind = self.rng.choice(["failover", "failover", "switchover", "failback"])

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
 from controller.adapters.memory.gate import FaultGate
 from controller.adapters.transactions import is_mutating
 from controller.domain.model import (
@@ -44,6 +45,23 @@ T = TypeVar("T")
 
 ETCD_TIMEOUT_SECONDS = 1.5
 """What the real adapter takes for a call with its retries."""
+
+
+class HangingLeader(MemoryCoordinator):
+    """An instance's etcd client. For those that the world says are ``behind_hanging_leader`` it is etcd 3.4 with a frozen disk:
+    keep-alives are answered, and nothing else."""
+
+    def __init__(self, cluster: MemoryCluster, road: Road) -> None:
+        super().__init__(cluster, road)
+        self._world, self._who = road._world, road._instance.key
+
+    async def keep_alive(self, lease_id: int) -> Renewal:
+        return Renewal(5, 2) if self._who in self._world.behind_hanging_leader else await super().keep_alive(lease_id)
+
+    async def _before(self, op: str) -> None:
+        if self._who in self._world.behind_hanging_leader:
+            raise Unavailable(f"{op}: no answer", hint="the leader's disk hangs")
+        await super()._before(op)
 
 
 class Road(FaultGate):

@@ -50,11 +50,15 @@ class Shape:
     """The objective in seconds when it is enforced; 0: people are only told."""
     copies: str
     agents: int
+    small: bool
+    """Whether queues are small, so that a burst fills them."""
 
     def world(self, keys_dir: Path, seed: int, latency: tuple[float, float] | None) -> World:
         """Greater groups have one controller in each region that is added."""
         names = ALL_REGIONS[: self.regions]
         changes: dict[str, Any] = {"stream": {"streams": self.streams}, "etcd": {"failsafe": self.failsafe}}
+        if self.small:
+            changes["stream"] |= {"queue_max_bytes": 64 * 1024, "segment_max_bytes": 16 * 1024}
         if self.enforce:
             changes["rpo"] = {"policy": "enforce", "seconds": self.enforce, "settle_seconds": 1.0}
         kind = SealedWorld if self.sealed else World
@@ -76,6 +80,7 @@ def shape_of(seed: int) -> Shape:
         enforce=rng.choice([0.0, 0.0, 0.0, 0.0, 3.0]),
         copies=rng.choice(["one or two", "one or two", "one", "two", "up to three"]),
         agents=rng.choice([2, 3, 5]),
+        small=rng.random() < 0.2,
     )
 
 

@@ -69,7 +69,11 @@ def without(*removed: str) -> Mutation:
 
 def late(kept: Callable[[Compare], bool]) -> Mutation:
     """The transaction that arrives late compares only this."""
-    return patched(("tests.simulation.test_guards", "LATE_CONDITIONS", kept))
+
+    def mutate(patch: Patch, world: World) -> None:
+        world.late_conditions = kept
+
+    return mutate
 
 
 def both(*mutations: Mutation) -> Mutation:

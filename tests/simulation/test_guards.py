@@ -11,13 +11,11 @@ import importlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from controller.adapters import head_rules
-from controller.adapters.memory.coordinator import MemoryCluster, MemoryCoordinator
-from controller.adapters.memory.gate import Gate
 from controller.adapters.memory.region_store import MemoryRegionStore
 from controller.adapters.memory.traffic import MemoryTraffic
 from controller.adapters.record_sets import Change
@@ -29,7 +27,7 @@ from controller.domain.promotion import PlanRecord, State
 from controller.domain.sharing import stream_of
 from controller.errors import Conflict, DrError, FenceLost, OutcomeUnknown, Refused, Unavailable
 from controller.lab.virtual_time import run_virtual
-from controller.ports import Compare, Item, Lease, Operation, Renewal, TrafficState, TxnResult
+from controller.ports import Compare, Operation, TrafficState, TxnResult
 from controller.runtime.audit import Audit
 from controller.runtime.controller import Controller
 from controller.runtime.duty import Duty
@@ -39,19 +37,14 @@ from controller.runtime.tenure import Tenure
 from controller.runtime.together import Together
 from controller.stream.segment import frame
 from controller.stream.writer import StreamWriter
+from tests.simulation.chaos import is_authorization
 from tests.simulation.checkers import Violation, violations
 from tests.simulation.roads import Call
-from tests.simulation.world import ETCD, HOME, PEOPLE, STREAM, TARGET, THIRD, World
+from tests.simulation.world import ETCD, HOME, OTHER_NAME, PEOPLE, STREAM, TARGET, THIRD, World
 
 ADA, GRACE, LINUS = PEOPLE
 Story = Callable[[World], Awaitable[None]]
 Patch = pytest.MonkeyPatch
-
-
-def is_authorization(call: Call) -> bool:
-    """The one transaction that moves the authority to another region: it writes a plan and the authority, and pins a guard."""
-    writes = {key.split("/")[3] for key in call.keys}
-    return call.op == "txn" and {"plans", "authority"} <= writes and any("/guards/" in c.key for c in call.what[0])
 
 
 async def delivered(late: Awaitable[object]) -> None:
@@ -192,14 +185,9 @@ async def a_dns_change_arrives_a_promotion_too_late(world: World) -> None:
 
 async def a_leader_that_hangs_goes_on_answering_keep_alives(world: World) -> None:
     """The old holder's etcd member answers its keep-alives and nothing else; the majority gives the key away."""
-    HangingLeader.behind.clear()
-    world.coordinator_class = HangingLeader
     active = await world.served()
-    HangingLeader.behind.add(active.key)
-    try:
-        await world.wait(15.0)
-    finally:
-        HangingLeader.behind.clear()
+    world.behind_hanging_leader.add(active.key)
+    await world.wait(15.0)
 
 
 async def the_loss_grows_after_the_approval(world: World) -> None:
@@ -258,22 +246,12 @@ async def an_approver_refuses(world: World) -> None:
 
 async def one_person_signs_under_two_names(world: World) -> None:
     """The same key is listed under two names; both sign."""
-    listed = (world.keys_dir / "allowed_signers").read_text()
-    ada = next(line for line in listed.splitlines() if line.startswith(ADA))
-    directory = world.keys_dir / "twice"
-    directory.mkdir(exist_ok=True)
-    (directory / "allowed_signers").write_text(listed + ada.replace(ADA, "lovelace@example.org") + "\n")
-    world.changes["approvals"] = {"allowed_signers": directory / "allowed_signers"}
-    for name in ("ada", "grace", "linus"):
-        (directory / name).write_bytes((world.keys_dir / name).read_bytes())
-        (directory / name).chmod(0o600)
-    world.keys_dir = directory
     await world.served()
     document = await world.propose("switchover", TARGET)
     controller = world.standby(TARGET)
     try:
         await world.approve(controller, document, ADA)
-        await controller.approve(document.record.plan.id, world.signed(document.record, "lovelace@example.org", key="ada"))
+        await controller.approve(document.record.plan.id, world.signed(document.record, OTHER_NAME, key="ada"))
         await controller.execute(document.record.plan.id, "oncall", TARGET)
     except DrError:
         return
@@ -297,16 +275,13 @@ async def an_authorization_arrives_a_promotion_too_late(world: World) -> None:
     await silent_etcd_txn(world, late[0])
 
 
-LATE_CONDITIONS: Callable[[Compare], bool] = lambda compare: True  # noqa: E731  (a mutant replaces it)
-
-
 async def silent_etcd_txn(world: World, call: Call) -> None:
     """Delivers a transaction that was under way, once the holder's key is out of its way."""
     for name in ("a", "b"):
         await world.kill(HOME, name)
     await silent(world)
     compare, then, otherwise = call.what
-    world.cluster.txn([c for c in compare if LATE_CONDITIONS(c)], then, otherwise)
+    world.cluster.txn([c for c in compare if world.late_conditions(c)], then, otherwise)
 
 
 async def the_executor_is_paused_before_it_authorizes(world: World) -> None:
@@ -500,42 +475,6 @@ class UpsertTraffic(MemoryTraffic):
         return self._zone.apply([*batch, Change("UPSERT", text)])
 
 
-class HangingLeader(MemoryCoordinator):
-    """etcd 3.4 with a frozen disk, seen by those ``behind`` it: keep-alives are answered, and nothing else."""
-
-    behind: ClassVar[set[str]] = set()
-
-    def __init__(self, cluster: MemoryCluster, gate: Gate | None = None) -> None:
-        super().__init__(cluster, gate)
-        instance: Any = getattr(gate, "_instance", None)
-        self._who = instance.key if instance is not None else ""
-
-    def _hangs(self) -> None:
-        if self._who in self.behind:
-            raise Unavailable("no answer", hint="the leader's disk hangs")
-
-    async def keep_alive(self, lease_id: int) -> Renewal:
-        return Renewal(5, 2) if self._who in self.behind else await super().keep_alive(lease_id)
-
-    async def txn(
-        self, compare: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation] = ()
-    ) -> TxnResult:
-        self._hangs()
-        return await super().txn(compare, then, otherwise)
-
-    async def get(self, key: str) -> Item | None:
-        self._hangs()
-        return await super().get(key)
-
-    async def list(self, prefix: str) -> tuple[Item, ...]:
-        self._hangs()
-        return await super().list(prefix)
-
-    async def grant(self, ttl_seconds: int) -> Lease:
-        self._hangs()
-        return await super().grant(ttl_seconds)
-
-
 class CarelessWriter(StreamWriter):
     """Asks for its right before it takes work, and not again between the commit and the acknowledgement."""
 
@@ -617,6 +556,11 @@ async def not_waiting(self: Opening, last: object) -> None:
 
 NO_WAIT = (Opening, "_outwait", not_waiting)
 """Backs every guard of the lease, so it is removed together with each of them; alone: ``test_early_revocation.py``."""
+
+
+def pins_dropped(patch: Patch, world: World) -> None:
+    """Of what arrives late nothing is compared but the approvals."""
+    world.late_conditions = lambda compare: "/approvals/" in compare.key
 
 
 def without_guard_key(patch: Patch, world: World) -> None:
@@ -718,7 +662,7 @@ CASES = (
     Case(
         "approvals-not-consumed",
         an_authorization_arrives_a_promotion_too_late,
-        patched(("tests.simulation.test_guards", "LATE_CONDITIONS", lambda compare: "/approvals/" in compare.key)),
+        pins_dropped,
         "people-approved",
     ),
     Case("no-guard-key", the_executor_is_paused_before_it_authorizes, without_guard_key, "people-approved"),

@@ -36,7 +36,7 @@ from controller.domain.promotion import PlanRecord, State
 from controller.domain.sharing import stream_names, stream_of
 from controller.errors import DrError, Unavailable
 from controller.lab.virtual_time import VirtualClock
-from controller.ports import Clock, RegionStore
+from controller.ports import Clock, Compare, RegionStore
 from controller.runtime.bootstrap import bootstrap_group
 from controller.runtime.controller import Controller, Ports
 from controller.runtime.documents import Keys, decode, read_all
@@ -44,7 +44,7 @@ from controller.runtime.service import ApprovalRequest, PlanDocument, PlanReques
 from controller.settings import Settings
 from controller.stream.segment import frame
 from tests.simulation.events import AckSeen, History, RecordingCluster, RecordingStore
-from tests.simulation.roads import Call, Pausable, Road, WatchedCoordinator, WatchedStore, WatchedTraffic
+from tests.simulation.roads import Call, HangingLeader, Pausable, Road, WatchedCoordinator, WatchedStore, WatchedTraffic
 
 T = TypeVar("T")
 
@@ -53,6 +53,8 @@ HOME, TARGET, THIRD = REGIONS
 ALL_REGIONS = (*REGIONS, "us-west-2", "ap-southeast-2")
 """What greater groups are made of."""
 PEOPLE = ("ada@example.org", "grace@example.org", "linus@example.org")
+OTHER_NAME = "lovelace@example.org"
+"""Ada's key is listed under this name, too."""
 NAME = "agents.dr.example."
 STREAM = "s00"
 ETCD, ZONE = "etcd", "zone"
@@ -118,6 +120,8 @@ def make_keys(directory: Path) -> Path:
             generate_key(key, who)
         public = key.with_suffix(".pub").read_text().split()
         lines.append(f"{who} {public[0]} {public[1]}")
+        if who == PEOPLE[0]:
+            lines.append(f"{OTHER_NAME} {public[0]} {public[1]}")
     if not (directory / "mallory").exists():
         generate_key(directory / "mallory", "mallory@example.org")
     (directory / "allowed_signers").write_text("\n".join(lines) + "\n")
@@ -299,7 +303,11 @@ class World:
         self.wrap_store: Callable[[RegionStore], RegionStore] = lambda store: store
         self.traffic_class: type[MemoryTraffic] = MemoryTraffic
         self.store_class: type[MemoryRegionStore] = MemoryRegionStore
-        self.coordinator_class: type[MemoryCoordinator] = MemoryCoordinator
+        self.behind_hanging_leader: set[str] = set()
+        """Instances whose etcd member is a leader that hangs (see ``roads.HangingLeader``)."""
+        self.late_conditions: Callable[[Compare], bool] = lambda compare: True
+        """Which comparisons a transaction still has when it arrives late; a mutant drops some."""
+        self.coordinator_class: type[HangingLeader] = HangingLeader
         self.controller_class: type[Controller] = Controller
         self._checking = checking
         self._ids = itertools.count(1)
@@ -472,6 +480,7 @@ class World:
         self.cuts.clear()
         self.slow.clear()
         self.one_way.clear()
+        self.behind_hanging_leader.clear()
         self.crash_after_steps.clear()
         for instance in self.instances.values():
             self.thaw(instance)
