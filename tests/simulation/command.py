@@ -7,8 +7,9 @@
 
 ``--marathon`` with ``--seed``, ``--mutants`` or ``--seeds``: worlds of ``marathon.py`` instead of ``runs.py``.
 
-SIGINT and SIGTERM end a long run after the worlds that are being played: it says what was played until then, and with which
-``--first`` it goes on. Violations are written at once, and where nobody watches a progress bar so is a line every minute.
+SIGINT and SIGTERM end a long run, with one process after the world that is being played, with several at once: it says what
+was played until then, and with which ``--first`` it goes on. Violations are written at once, and where nobody watches a
+progress bar so is a line every minute.
 
 The exit code is 0 when nothing was violated (with ``--mutants``: when every mutant was caught), 1 when something was, and 130
 when nothing was violated in a run that was stopped early.
@@ -28,6 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -191,12 +193,20 @@ class _Tally:
 
 
 class _Stopped:
-    """Whether somebody asked to stop (SIGINT, SIGTERM): what is being played is played to its end first, where that can be."""
+    """Whether somebody asked to stop (SIGINT, SIGTERM). Handlers are put back when the block ends."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stopped:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         del number, frame
@@ -205,9 +215,9 @@ class _Stopped:
 
 def _many(console: Console, keys: Path, asked: argparse.Namespace) -> int:
     repeat = f"make simulate{' MARATHON=1' if asked.marathon else ''} SEED="
-    tally, stopped = _Tally(asked.first, asked.seeds), _Stopped()
+    tally = _Tally(asked.first, asked.seeds)
     reported = time.monotonic()
-    with _progress(console) as progress:
+    with _Stopped() as stopped, _progress(console) as progress:
         task = progress.add_task("seeds", total=asked.seeds, note="")
         for outcome in _outcomes(str(keys), asked, stopped):
             if outcome is not None:
