@@ -23,11 +23,11 @@ class Operators:
         self.chaos = chaos
         self.world = chaos.world
         self.rng = chaos.rng
-        self.carelessness = self.rng.choice([0.0, 0.2, 0.7])
+        self.carelessness = self.rng.choice([0.0, 0.1, 0.4])
 
     def acts(self) -> list[tuple[int, Act]]:
         return [
-            (12, self.order),
+            (18, self.order),
             (3, self.plan),
             (3, self.sign),
             (2, self.sign_badly),
