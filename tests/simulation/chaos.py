@@ -57,6 +57,7 @@ class Chaos:
         """Region → until when its table and bucket answer "slow down"."""
         self.damaged: list[tuple[str, Any, StoredObject]] = []
         self.done: list[str] = []
+        self.ended = False
         world.zone.propagation_seconds = rng.choice([0.0, 0.0, 1.0, 5.0])
 
     def say(self, what: str) -> None:
@@ -189,7 +190,8 @@ class Chaos:
             await world.wait(rng.choice([0.0, 0.1, 0.5, 1.0, 3.0, 7.0]))
 
     def end(self) -> None:
-        """What no healing of roads mends: objects get their bytes back."""
+        """What no healing of roads mends: objects get their bytes back, and nothing that was put off is done any more."""
+        self.ended = True
         for region, ref, right in self.damaged:
             self.world.servers[region].objects[ref] = right
         self.damaged.clear()
@@ -364,7 +366,7 @@ class Chaos:
 
         def over() -> None:
             self.world.slow.pop((who, ETCD), None)
-            if gone:  # first slow, then gone: what was counted from a late answer ends too late
+            if gone and not self.ended:  # first slow, then gone: what was counted from a late answer ends too late
                 self._cut(ETCD, who)
 
         self._later(self.rng.choice([3.0, 8.0, 20.0]), over)

@@ -15,7 +15,9 @@ import asyncio
 import contextvars
 import functools
 import itertools
+import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -86,7 +88,7 @@ def _settings(region: str, instance: str, keys_dir: Path, given: Mapping[str, An
         "environment": "lab",
         "region": region,
         "instance": instance,
-        "state_dir": keys_dir,
+        "state_dir": _state_of(region, instance, keys_dir),
         "etcd": {"endpoints": ["http://127.0.0.1:2379"], "ttl_seconds": 5, "margin_seconds": 1.0, "tick_seconds": 0.5},
         "regions": {
             name: {
@@ -109,6 +111,18 @@ def _settings(region: str, instance: str, keys_dir: Path, given: Mapping[str, An
     for section, values in changes.items():
         base[section] = {**base.get(section, {}), **values} if isinstance(values, dict) else values
     return Settings.model_validate(base)
+
+
+def _states(keys_dir: Path) -> Path:
+    """Files of controllers. Of this process alone, and one world after the other."""
+    return keys_dir / f"state-{os.getpid()}"
+
+
+def _state_of(region: str, instance: str, keys_dir: Path) -> Path:
+    """A controller's own disk, which outlives its processes."""
+    directory = _states(keys_dir) / f"{region}-{instance}"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def make_keys(directory: Path) -> Path:
@@ -267,6 +281,7 @@ class World:
         self.rng = random.Random(seed)
         self.latency = latency
         self.keys_dir = keys_dir
+        shutil.rmtree(_states(keys_dir), ignore_errors=True)
         self.changes = changes
         self.keys = Keys("/dr", "sim")
         self.streams = stream_names(changes.get("stream", {}).get("streams", 1))
@@ -380,6 +395,8 @@ class World:
         self.instances[instance.key] = instance
         instance.roads = {what: Road(self, instance, what) for what in (*self.regions, ETCD, ZONE)}
         settings = settings_for(region, name, self.keys_dir, **{"regions": self.regions, **self.changes, **changes})
+
+        _state_of(region, name, self.keys_dir)
 
         def say(event: str, **more: object) -> None:
             at = self.clock.monotonic()
