@@ -13,7 +13,7 @@ import pytest
 from tests.simulation import marathon
 from tests.simulation.runs import run
 
-SEEDS = int(os.environ.get("SEEDS", "32"))
+SEEDS = int(os.environ.get("SEEDS", "12"))
 GROUPS = 4
 """Into how many tests the seeds are divided."""
 
