@@ -30,7 +30,7 @@ from tests.simulation.test_guards import is_authorization
 from tests.simulation.world import ETCD, HOME, PEOPLE, STREAM, TARGET, Instance, World
 
 CRASHES = int(os.environ.get("CRASHES", "24"))
-STREAM_SEEDS = int(os.environ.get("STREAM_SEEDS", "8"))
+STREAM_SEEDS = int(os.environ.get("STREAM_SEEDS", "4"))
 
 
 def run(keys_dir: Path, story: Callable[[World], Awaitable[None]], streams: int = 3) -> World:
