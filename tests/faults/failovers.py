@@ -26,7 +26,7 @@ from controller.lab.supervisor import Lab
 from controller.lab.topology import Topology
 from controller.runtime.documents import decode, read_all
 from tests.faults.controls import unnoticed
-from tests.faults.machines import MachineLab, MachineNetwork, machines_of, on_machines
+from tests.faults.machines import START_SECONDS, MachineLab, MachineNetwork, machines_of, on_machines
 from tests.faults.network import Network
 from tests.faults.partitions import BETWEEN, INSIDE, PARTITIONS, Partition
 from tests.faults.people import GaveUp
@@ -47,8 +47,6 @@ FOLLOW_SECONDS = 0.5
 POLL_SECONDS = 0.05
 WORK_SECONDS = 1.0
 """At most so long a group is left at work between two cuts, so that they come at any moment."""
-START_SECONDS = 240.0
-"""Of a group, when several of them start on a busy machine."""
 MOST_FAILED_STARTS = 3
 """One after the other; then the run ends."""
 OFTEN = {INSIDE: 2, BETWEEN: 1}

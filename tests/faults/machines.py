@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,8 @@ from tests.faults.network import Network, _run
 FIRST_SUBNET = 100
 """Machine number n (from 0) has 127.0.(100 + n).0/24; its process listens on .1."""
 API_PORT = 8080
+START_SECONDS = 240.0
+"""Of each part of a group, when several of them start on a busy machine."""
 MACHINE_TABLE = "inet dr_machines"
 MACHINE_CHAIN = f"add table {MACHINE_TABLE}\nadd chain {MACHINE_TABLE} cuts {{ type filter hook prerouting priority -299; }}\n"
 
@@ -165,6 +167,12 @@ class MachineLab(Lab):
 
     network: MachineNetwork
     program: Sequence[str] = ("controller",)
+
+    async def wait(
+        self, condition: Callable[[], Awaitable[bool]], what: str, *, seconds: float = 0.0, logs: tuple[str, ...] = ()
+    ) -> None:
+        """As every lab does, but longer: several groups may be starting at once."""
+        await super().wait(condition, what, seconds=max(seconds, START_SECONDS), logs=logs)
 
     def _start_controller(self, place: ControllerPlace) -> None:
         prefix = self.network.prefix(machine(place.region, place.instance))
