@@ -355,7 +355,8 @@ class Player:
 async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[str], None]) -> None:
     """Group after group until as many failovers were made. When it is cancelled, what was done until then is judged first.
 
-    Whatever goes wrong with a group is written down as a problem, which fails the run, and the next group begins."""
+    Whatever goes wrong with a group is written down as a problem, which fails the run, and the next group begins. One that did
+    not come up at all says nothing about failovers: it is written down, and another one is tried."""
     rng = random.Random(seed)
     done = number = failed = 0
     while done < wanted.failovers and failed < MOST_FAILED_STARTS:
@@ -371,12 +372,19 @@ async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[
             program=wanted.program,
         )
         player = Player(stage, f"{seed}-{number}", journal, rng, say, wanted.keep)
+        up = False
         try:
             async with stage:
+                up = True
                 say(f"group {player.name} is up")
                 await player.play_all(wanted, min(wanted.per_group, wanted.failovers - done))
         except Exception as error:  # noqa: BLE001 - hours of other groups' results must not go with it
-            player.problem(f"{type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            if up:
+                player.problem(text)
+            else:
+                journal.note("unstarted", group=player.name, text=text)
+                say(f"  {text}")
         done += player.done
         failed = 0 if player.done else failed + 1
         if player.violated and wanted.stop_at_violation:

@@ -87,6 +87,7 @@ class Tally:
         """(kind, partition)"""
         self.kinds = {INSIDE: Row(), BETWEEN: Row()}
         self.all = Row()
+        self.unstarted = [line["text"] for line in lines if line["what"] == "unstarted"]
         self.problems = [line["text"] for line in lines if line["what"] == "problem"]
         self.seconds = sum(_spans(lines).values()) / max(1, len(_spans(lines)))
         verdicts = {line["group"]: line for line in lines if line["what"] == "verdict"}
@@ -134,6 +135,7 @@ class Tally:
             **self.counts,
             "violations": self.violations,
             "problems": self.problems,
+            "unstarted": self.unstarted,
             "mutants": self.mutants,
             "unnoticed": self.unnoticed,
             "holes": self.holes,
@@ -169,6 +171,8 @@ class Tally:
                 console.print(f"median seconds of a cycle, {kind}: {', '.join(parts)}", highlight=False)
         for text in (*self.violations, *self.problems):
             console.print(f"[red]violation[/red]: {text}", highlight=False)
+        for text in self.unstarted:
+            console.print(f"a group did not come up: {text}", highlight=False)
         for hole in self.holes:
             console.print(f"revisions that no watcher had in time: {hole}")
 
