@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 import resource
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Moments:
         found = {
             "ready": self.ready - self.began,
             "strike": self.cut - struck,
-            "lease": gone - self.cut,
+            "lease": max(0.0, gone - self.cut),
             "acquire": self.taken - gone,
             "serve": self.served - self.taken,
             "heal": self.healed,
@@ -149,13 +150,28 @@ class Player:
         self._say = say
         self._keep = keep
         self._judge: Judge | None = None
+        self._judging = threading.Lock()
         self._healed_at = 0.0
         """Wall time of the last mending."""
         self.done = 0
         self.violated = False
+        """By a checker, or because nobody served."""
+        self._spoiled = False
+        """By a checker: mutants can only be made of a good history."""
 
     async def play_all(self, wanted: Wanted, goal: int) -> None:
         """So many failovers, and the verdict. When it is cancelled, the verdict on what was done until then."""
+        try:
+            await self._play_all(wanted, goal)
+        except asyncio.CancelledError:
+            self._stage.mend()
+            task = asyncio.current_task()
+            if task is not None and self.done:
+                task.uncancel()  # once: the verdict on what was done is part of the report
+                await self.judge(last=True)
+            raise
+
+    async def _play_all(self, wanted: Wanted, goal: int) -> None:
         queue: list[Partition] = []
         judged = 0
         try:
@@ -170,13 +186,6 @@ class Player:
         except (GaveUp, DrError, OSError) as error:
             self.problem(str(error))
             self._stage.mend()
-        except asyncio.CancelledError:
-            self._stage.mend()
-            task = asyncio.current_task()
-            if task is not None and self.done:
-                task.uncancel()  # once: the verdict on what was done is part of the report
-                await self.judge(last=True)
-            raise
         await self.judge(last=True)
 
     # ------------------------------------------------------------------------------------------------------ one failover
@@ -184,8 +193,12 @@ class Player:
     async def play(self, partition: Partition) -> None:
         """From the wait for a group that can be struck to the mended cut. Raises GaveUp when nobody took over in time."""
         stage, moments = self._stage, Moments()
-        before = await self._ready(partition.kind)
-        await asyncio.sleep(self._rng.uniform(0.0, WORK_SECONDS))
+        while True:
+            before = await self._ready(partition.kind)
+            await asyncio.sleep(self._rng.uniform(0.0, WORK_SECONDS))
+            held = self._holder()[0]
+            if held is not None and held.epoch == before.epoch:
+                break
         moments.ready = now()
         heal_at = self._rng.choice(HEAL_AT)
         try:
@@ -231,10 +244,8 @@ class Player:
     async def _taken(self, partition: Partition, before: Holder, moments: Moments) -> Holder:
         """Waits for a holder that is another instance, or in another region. Raises GaveUp."""
         until = time.monotonic() + STANDSTILL_SECONDS
-        watched, key = self._stage.recorded._watched, self._stage.people.keys.holder(STREAM)
         while time.monotonic() < until:
-            value, heard_at = watched.newest(key)
-            holder = decode(Holder, value) if value is not None else None
+            holder, heard_at = self._holder()
             if holder is None or holder.epoch > before.epoch:
                 moments.gone = moments.gone or heard_at
             if holder is not None and _moved(partition, before, holder):
@@ -242,6 +253,11 @@ class Player:
                 return holder
             await asyncio.sleep(POLL_SECONDS)
         raise GaveUp(f"nobody took over from {before.region}/{before.instance} within {STANDSTILL_SECONDS:.0f} s")
+
+    def _holder(self) -> tuple[Holder | None, float]:
+        """Who holds the lease, as the watchers have heard, and since when (boot time)."""
+        value, heard_at = self._stage.recorded._watched.newest(self._stage.people.keys.holder(STREAM))
+        return decode(Holder, value) if value is not None else None, heard_at
 
     async def _served(self, after: Holder, moments: Moments) -> None:
         """Waits for the first acknowledgement of its epoch, or of a later one. Raises GaveUp."""
@@ -285,7 +301,11 @@ class Player:
         moments.healed = now() - began
 
     def _note(self, partition: Partition, before: Holder, after: Holder, moments: Moments) -> None:
-        took = moments.served - moments.cut
+        if moments.gone and moments.gone < moments.ready:  # it had lost its lease by itself a moment before
+            self._journal.note("void", group=self.name, kind=partition.kind, partition=partition.name)
+            return
+        early = moments.gone and moments.gone < moments.cut  # while it still flapped
+        took = moments.served - (moments.ready if early else moments.cut)
         names = [f"{holder.region}/{holder.instance}" for holder in (before, after)]
         self._journal.note(
             "failover",
@@ -312,8 +332,9 @@ class Player:
             self.problem(str(error))
         began, used = time.monotonic(), time.process_time()
         judge = self._judge = self._judge or Judge(self._stage)
-        found = await asyncio.to_thread(judge.judge)
+        found = await asyncio.to_thread(self._judged, judge)
         record = self._stage.recorded
+        self._spoiled = self._spoiled or bool(found)
         self.violated = self.violated or bool(found)
         self._journal.note(
             "verdict",
@@ -330,11 +351,15 @@ class Player:
             cpu_seconds=self._cpu_seconds(),
         )
         self._say(f"judged {self.done} failovers of group {self.name}: {'; '.join(found) or 'ok'}")
-        if self.violated and self._keep is not None:
-            self._stage.keep_records(self._keep / self.name)
-        if last and not self.violated:
+        if self.violated:
+            self._keep_records()
+        if last and not self._spoiled:
             tried, missed = await asyncio.to_thread(unnoticed, record)
             self._journal.note("mutants", group=self.name, tried=tried, unnoticed=missed)
+
+    def _judged(self, judge: Judge) -> list[str]:
+        with self._judging:  # a judgement whose waiter was cancelled goes on to its end
+            return judge.judge()
 
     def _cpu_seconds(self) -> dict[str, float]:
         """What living processes have used since they began, by kind."""
@@ -345,11 +370,17 @@ class Player:
                 used[process.kind] = used.get(process.kind, 0.0) + sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
         return {kind: round(seconds, 1) for kind, seconds in used.items()}
 
+    def _keep_records(self) -> None:
+        if self._keep is not None:
+            with contextlib.suppress(OSError):
+                self._stage.keep_records(self._keep / self.name)
+
     def problem(self, text: str) -> None:
         """Something did not happen within its time."""
         self._journal.note("problem", group=self.name, text=text)
         self._say(f"  {text}")
         self.violated = True
+        self._keep_records()
 
 
 async def play_many(wanted: Wanted, journal: Journal, seed: int, say: Callable[[str], None]) -> None:
