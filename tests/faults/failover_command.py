@@ -107,7 +107,9 @@ def _side_by_side(options: argparse.Namespace, seed: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    began = time.monotonic()
     codes = [run.wait() for run in runs]
+    print(f"{options.groups} groups side by side for {time.monotonic() - began:.0f} s", file=sys.stderr)
     return _report(Tally(lines_of(journals)), options, whole=all(code in (0, 1) for code in codes))
 
 

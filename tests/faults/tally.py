@@ -89,7 +89,8 @@ class Tally:
         self.all = Row()
         self.unstarted = [line["text"] for line in lines if line["what"] == "unstarted"]
         self.problems = [line["text"] for line in lines if line["what"] == "problem"]
-        self.seconds = sum(_spans(lines).values()) / max(1, len(_spans(lines)))
+        self.seconds = sum(_spans(lines).values())
+        """Of all runs together, starts and judgements included, whether they were side by side or not."""
         verdicts = {line["group"]: line for line in lines if line["what"] == "verdict"}
         self.violations = [text for line in lines if line["what"] == "verdict" for text in line["violations"]]
         self.judged = sum(line["failovers"] for line in verdicts.values())
@@ -158,7 +159,7 @@ class Tally:
         done = len(self.all.took)
         hourly = done / self.seconds * 3600 if self.seconds else 0.0
         console.print(
-            f"{done} failovers in {self.seconds:.0f} s ({hourly:.0f} an hour), {self.groups} groups; judged: {self.judged} "
+            f"{done} failovers, {hourly:.0f} an hour for each run at a time; {self.groups} groups; judged: {self.judged} "
             f"failovers, {self.counts['operations']} operations for linearizability, {self.counts['acknowledgements']} "
             f"acknowledgements, {self.counts['transactions']} transactions, {self.counts['segments']} segment objects; "
             f"violations: {len(self.violations) + len(self.problems)}; {self.mutants} mutants of the histories, "
@@ -178,7 +179,7 @@ class Tally:
 
 
 def _spans(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Run -> seconds that it has taken so far. Runs side by side take the same time."""
+    """Run -> seconds that it has taken so far."""
     spans: dict[str, float] = {}
     for line in lines:
         spans[line["run"]] = max(spans.get(line["run"], 0.0), line["at"])
