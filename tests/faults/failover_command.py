@@ -98,7 +98,9 @@ def _side_by_side(options: argparse.Namespace, seed: int) -> int:
     for number, journal in enumerate(journals):
         share = options.failovers // options.groups + (number < options.failovers % options.groups)
         words = _words(options, share, seed + number, journal)
-        runs.append(subprocess.Popen([sys.executable, "-m", "tests.faults", *words], stdout=subprocess.DEVNULL))
+        argv = [sys.executable, "-m", "tests.faults", *words]
+        # In sessions of their own: Ctrl-C reaches us alone, and each of them is asked to end once.
+        runs.append(subprocess.Popen(argv, stdout=subprocess.DEVNULL, start_new_session=True))
 
     def end(number: int, frame: object) -> None:
         for run in runs:
