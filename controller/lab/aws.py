@@ -3,7 +3,7 @@
 One process per region and one for Route 53. ministack keeps DynamoDB tables apart by region but shares S3 between the
 regions of a process (a bucket's name is global, as in AWS), and, above all, a region that cannot be killed alone is no
 region. State is in memory: ``kill`` followed by ``start`` is a region that lost everything, ``freeze`` and ``thaw`` is an
-outage.
+outage. With a ``journal`` a killed stand-in comes back with all that it has acknowledged.
 
 All functions here are synchronous (they prepare a lab; nothing of the controller imports them). Stand-ins do not verify
 signatures: the credentials below are made up, and give nobody anything.
@@ -54,8 +54,10 @@ class AwsStandIn:
         aws_region: str = "us-east-1",
         log: Path | None = None,
         prefix: Sequence[str] = (),
+        journal: Path | None = None,
     ) -> None:
-        """``prefix``: a program that becomes the command, somewhere else (``nsenter``)."""
+        """``prefix``: a program that becomes the command, somewhere else (``nsenter``). ``journal``: see ``aws_journal``."""
+        self._journal = journal
         self._prefix = prefix
         self.host = host
         self.port = port
@@ -77,7 +79,8 @@ class AwsStandIn:
         return self._process is not None and self._process.poll() is None
 
     def start(self, timeout_seconds: float = 60.0) -> None:
-        """Starts with empty state and waits until it answers. Raises Unavailable (with the end of its log), Misconfigured."""
+        """Starts with empty state, or that of its journal, and waits until it answers. Raises Unavailable (with the end of its
+        log), Misconfigured."""
         if self.running():
             return
         if not self.host.startswith("127."):
@@ -97,6 +100,7 @@ class AwsStandIn:
                         str(self.port),
                         str(write_fd),
                         str(os.getpid()),
+                        *([str(self._journal)] if self._journal else []),
                     ],
                     env=self._environment(),
                     stdin=subprocess.DEVNULL,
@@ -136,7 +140,7 @@ class AwsStandIn:
             return False
 
     def kill(self) -> None:
-        """SIGKILL to its process group. Its state is gone. Not running is fine."""
+        """SIGKILL to its process group. Without a journal its state is gone. Not running is fine."""
         if self._process is not None:
             self._signal(signal.SIGKILL)
             self._process.wait(timeout=30)

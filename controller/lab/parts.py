@@ -59,11 +59,13 @@ class Parts:
         prefix_of: PrefixOf,
         stand_in_shift: int,
         etcd_options: Sequence[str],
+        journals: Path | None,
     ) -> None:
         self.topology = topology
         self._prefix_of = prefix_of
         self._shift = stand_in_shift
         self._etcd_options = tuple(etcd_options)
+        self._journals = journals
         self.layout = Layout(topology.state_dir)
         self.secured = Secured(topology) if topology.secure else None
         self._say = say
@@ -172,7 +174,14 @@ class Parts:
         shift, prefix_of = self._shift, self._prefix_of
         route53 = partial(start_route53, self.topology, log("route53"), READY_SECONDS, port_shift=shift)
         global_part = loop.run_in_executor(self._threads, route53)
-        store = partial(start_region, self.topology, prefix_of=prefix_of, port_shift=shift, timeout_seconds=READY_SECONDS)
+        store = partial(
+            start_region,
+            self.topology,
+            prefix_of=prefix_of,
+            port_shift=shift,
+            timeout_seconds=READY_SECONDS,
+            journals=self._journals,
+        )
         parts = {
             name: loop.run_in_executor(self._threads, partial(store, name, log(f"store-{name}")))
             for name in (region.name for region in self.topology.regions)

@@ -10,15 +10,28 @@ from controller.lab.topology import Topology
 
 
 def start_region(
-    topology: Topology, name: str, log: Path, timeout_seconds: float, *, prefix_of: PrefixOf = here, port_shift: int = 0
+    topology: Topology,
+    name: str,
+    log: Path,
+    timeout_seconds: float,
+    *,
+    prefix_of: PrefixOf = here,
+    port_shift: int = 0,
+    journals: Path | None = None,
 ) -> AwsStandIn:
-    """S3 and DynamoDB of one region. ``port_shift``: it listens so many ports further, behind a proxy.
+    """S3 and DynamoDB of one region. ``port_shift``: it listens so many ports further, behind a proxy. ``journals``: folder of
+    what makes it survive SIGKILL.
 
     Raises Unavailable with the end of its log."""
     place, settings = topology.region(name), topology.document["regions"][name]
     aws_region = str(settings.get("aws_region") or name)
     stand_in = AwsStandIn(
-        host=place.store.host, port=place.store.port + port_shift, aws_region=aws_region, log=log, prefix=prefix_of(name)
+        host=place.store.host,
+        port=place.store.port + port_shift,
+        aws_region=aws_region,
+        log=log,
+        prefix=prefix_of(name),
+        journal=journals / f"{name}.journal" if journals is not None else None,
     )
     stand_in.start(timeout_seconds)
     provision_region(stand_in.endpoint, aws_region=aws_region, bucket=settings["bucket"], table=settings["table"])

@@ -60,9 +60,11 @@ class Lab(Parts):
         prefix_of: PrefixOf = here,
         stand_in_shift: int = 0,
         etcd_options: Sequence[str] = (),
+        journals: Path | None = None,
     ):
         """``prefix_of``: how to start a process where its region is. ``stand_in_shift``: the AWS stand-ins listen so many ports
-        further, behind proxies that the caller starts. ``etcd_options``: further ones for every member."""
+        further, behind proxies that the caller starts. ``etcd_options``: further ones for every member.
+        ``journals``: a folder; stores that are killed come back with all that they acknowledged."""
         super().__init__(
             topology,
             say=say,
@@ -72,6 +74,7 @@ class Lab(Parts):
             prefix_of=prefix_of,
             stand_in_shift=stand_in_shift,
             etcd_options=etcd_options,
+            journals=journals,
         )
         self.identity = secrets.token_hex(16)
         self._agents = agents
@@ -259,6 +262,18 @@ class Lab(Parts):
         for member in self._cluster.members:
             if member.address.name == region:
                 self._start_member(member)
+
+    async def kill_store(self, region: str) -> None:
+        """SIGKILL to the region's stand-in. Without ``journals`` its state is gone."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._stand_ins[f"store-{region}"].kill)
+
+    async def start_store(self, region: str) -> None:
+        """Starts it again where it was. Running is fine. Raises Unavailable with the end of its log."""
+        name, loop = f"store-{region}", asyncio.get_running_loop()
+        stand_in = self._stand_ins[name]
+        if not stand_in.running():
+            await loop.run_in_executor(self._threads, stand_in.start, READY_SECONDS)
+            self._adopt(name, "store", region, stand_in)
 
     def start_module(self, name: str, kind: str, region: str, *arguments: str) -> Started:
         """A process beside the lab's own: ``python -m`` with these arguments, ended with the lab like all others."""

@@ -258,6 +258,30 @@ async def _(stage: Stage, rng: random.Random) -> Struck:
     return Struck(injected=sum(stage.kill(name) for name in names))
 
 
+def _killed_store(where: str) -> Callable[[Stage, random.Random], Awaitable[Struck]]:
+    async def strike(stage: Stage, rng: random.Random) -> Struck:
+        home, others = await home_and_others(stage)
+        region = home if where == "home" else rng.choice(others)
+        await stage.lab.kill_store(region)
+
+        async def undo(stage: Stage) -> None:
+            await stage.lab.start_store(region)
+
+        return Struck(undo=undo)
+
+    return strike
+
+
+FAULTS.extend(
+    Fault(
+        f"kill-store-{where}",
+        f"kill -9 of {'the active' if where == 'home' else 'a standby'} region's store; it comes back with all it acknowledged",
+        _killed_store(where),
+    )
+    for where in ("home", "remote")
+)
+
+
 KILL_AT = (
     State.QUIESCING,
     State.AUTHORIZING,

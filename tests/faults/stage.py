@@ -125,6 +125,7 @@ class Stage:
             "agents": 0,
             "prefix_of": self.network.prefix,
             "stand_in_shift": SHIFT,
+            "journals": self.records,
             "etcd_options": [f"--quota-backend-bytes={QUOTA_MB * 2**20}"],
         }
 
