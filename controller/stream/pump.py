@@ -1,4 +1,5 @@
-"""One region's pump: ships closed segments to one store, in order: objects first, then one conditional head update for them.
+"""One region's pump: ships closed segments to one store, in order: objects first, then one conditional head update for those
+that have arrived (``flight``).
 
 Pumps never wait for each other, so a slow or dead region delays nobody. A store that does not answer, or whose answer was
 lost, is *attached* anew (fence, cut back, compare), and the pump goes on from what the store says.
@@ -11,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from controller.domain import replication, retention
-from controller.domain.model import Commit, EpochStart, Fence, Head
+from controller.domain.model import EpochStart, Fence, Head
 from controller.errors import Corrupt, DrError, FenceLost, Unavailable
 from controller.ports import Clock, RegionStore
-from controller.stream.batcher import LARGE_BYTES
+from controller.stream.flight import Flight
 from controller.stream.history import Tail, copy_missing, cut_back, reseed
-from controller.stream.log import Built, Log
+from controller.stream.log import Log
 
 RETRY_SECONDS = 0.5
 """Pause of a pump between attempts at a store that does not answer."""
@@ -61,7 +62,7 @@ class Pump:
 
 
 async def run(pump: Pump, store: RegionStore, up: Upstream, clock: Clock, depth: int) -> None:
-    """Until the writer is lost. ``depth``: segments on their way at a time."""
+    """Until the writer is lost. ``depth``: objects on their way at a time."""
     while not up.lost:
         try:
             if not pump.attached:
@@ -98,36 +99,31 @@ async def _attach(pump: Pump, store: RegionStore, up: Upstream) -> None:
 
 
 async def _ship(pump: Pump, store: RegionStore, up: Upstream, depth: int) -> None:
+    """Until the store has all that is closed, or what it lacks is not in memory: then one step of copying."""
     head = pump.head
     assert head is not None
-    batch = _together(up.log.batch(head.seq + 1, up.seq, depth))
-    if not batch:
+    built = up.log.get(head.seq + 1)
+    if built is None:
         pump.head = await _copy_from_home(pump, store, up, head)
-    else:
-        if batch[0].prev_chain != head.chain:
-            raise _other_history(pump.region, head.seq)
-        await asyncio.gather(*(store.put_segment(up.fence, built.ref, built.data) for built in batch))
-        last = batch[-1]
-        commit = Commit(
-            prev_seq=head.seq,
-            prev_chain=head.chain,
-            seq=last.ref.seq,
-            chain=last.chain,
-            starts=tuple(s for s in up.starts if head.seq < s.first_seq <= last.ref.seq),
-            received_at=last.last_received_at,
-            records=sum(built.records for built in batch),
-            bytes=sum(built.size for built in batch),
-        )
-        pump.head = await store.advance(up.fence, commit)
-    up.committed(pump)
-
-
-def _together(batch: list[Built]) -> list[Built]:
-    """A large segment is committed alone: small ones before it do not wait for its upload."""
-    for number, built in enumerate(batch):
-        if built.size >= LARGE_BYTES and built.records == 1:
-            return batch[: max(1, number)]
-    return batch
+        up.committed(pump)
+        return
+    if built.prev_chain != head.chain:
+        raise _other_history(pump.region, head.seq)
+    flight = Flight(store, up.fence, depth, pump.wake)
+    try:
+        while not up.lost and pump.seq < up.seq:
+            pump.wake.clear()
+            flight.load(up.log, head, up.seq)
+            flight.commit(head, up.starts)
+            if flight.empty():
+                return  # the next one is no longer in memory
+            await pump.wake.wait()
+            landed = flight.landed()
+            if landed is not None:
+                pump.head = head = landed
+                up.committed(pump)
+    finally:
+        await flight.end()
 
 
 async def _copy_from_home(pump: Pump, store: RegionStore, up: Upstream, head: Head) -> Head:
