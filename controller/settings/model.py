@@ -98,7 +98,7 @@ class StreamSettings(Section):
     body_max_bytes: Count = Field(64 * MIB, description="the largest body of one record, decoded")
     follow_seconds: Seconds = Field(0.2, description="a standby asks its region's store for news this often")
     canary_seconds: Seconds = Field(5.0, description="time between two canary records")
-    pipeline_depth: Count = Field(8, le=1024, description="segments on their way to one region at a time")
+    pipeline_depth: Count = Field(32, le=1024, description="segments on their way to one region at a time")
     brownout_seconds: Seconds = Field(5.0, description="a home store that fails for this long counts as browned out")
     ack_timeout_seconds: Seconds = Field(10.0, description="a write that cannot reach its copies in this time fails")
     snapshot_seconds: Seconds = Field(

@@ -50,7 +50,7 @@ class WriterLimits:
     segment_max_bytes: int = 4 * 2**20
     segment_max_records: int = 2000
     queue_max_bytes: int = 64 * 2**20
-    pipeline_depth: int = 8
+    pipeline_depth: int = 32
     ack_timeout_seconds: float = 10.0
     enforced_rpo_seconds: float | None = None
     """The recovery point objective, under the policy ``enforce``; None: the policy is ``alert``."""

@@ -80,16 +80,16 @@ class Place:
         self.ways = {HOME: 0.0, **one_way_seconds}
         self.servers = {region: MemoryStore(region) for region in self.ways}
         self.gates = {region: FaultGate(self.clock.sleep) for region in self.ways}
-        self._stores = {region: MemoryRegionStore(self.servers[region], self.gates[region]) for region in self.ways}
+        self.stores = {region: MemoryRegionStore(self.servers[region], self.gates[region]) for region in self.ways}
         self._store_seconds = store_seconds
         self._limits = limits
         self.writer: StreamWriter
 
     async def open(self) -> None:
         fence = Fence(STREAM, 1, HOME, "a")
-        head = await self._stores[HOME].fence(fence)
+        head = await self.stores[HOME].fence(fence)
         self.writer = StreamWriter(
-            group="g", fence=fence, stores=self._stores, home=HOME, home_head=head, tail=Tail(head.seq, head.chain, head.epochs),
+            group="g", fence=fence, stores=self.stores, home=HOME, home_head=head, tail=Tail(head.seq, head.chain, head.epochs),
             view=View(None), clock=self.clock, may_act=lambda: True, on_lost=lambda why: None, limits=self._limits,
         )  # fmt: skip
         for region, seconds in self.ways.items():
