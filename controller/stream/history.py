@@ -103,7 +103,7 @@ async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, fork
         ref = SegmentRef(fence.stream, alignment.keep, replication.owner(kept, alignment.keep))
         last, data = await read_segment(store, ref)
         chain = next_chain(last.header.prev_chain, data)
-        received_at = max(_received([last]), default=last.header.created_at)
+        received_at = max(received([last]), default=last.header.created_at)
     records, size = await _count(store, head, alignment.keep)
     return await store.realign(
         fence,
@@ -122,7 +122,7 @@ async def cut_back(store: RegionStore, fence: Fence, head: Head, keep: int, fork
     )
 
 
-def _received(segments: Iterable[Segment]) -> list[float]:
+def received(segments: Iterable[Segment]) -> list[float]:
     """When the records came in. One that retention carried forward says when it came first, which tells nothing here."""
     return [frame.record.received_at for segment in segments for frame in segment.frames if ORIGIN not in frame.record.meta]
 
@@ -190,14 +190,14 @@ async def copy_missing(
             )
         chain = next_chain(chain, data)
     await asyncio.gather(*(target.put_segment(fence, ref, data) for ref, (_, data) in zip(refs, parts, strict=True)))
-    received = _received(segment for segment, _ in parts)
+    stamps = received(segment for segment, _ in parts)
     commit = Commit(
         prev_seq=head.seq,
         prev_chain=head.chain,
         seq=last,
         chain=chain,
         starts=tuple(start for start in tail.starts if first <= start.first_seq <= last),
-        received_at=max(received, default=head.received_at),
+        received_at=max(stamps, default=head.received_at),
         records=sum(len(segment.frames) for segment, _ in parts),
         bytes=sum(len(data) for _, data in parts),
     )

@@ -15,8 +15,8 @@ from controller.domain import replication, retention
 from controller.domain.model import EpochStart, Fence, Head
 from controller.errors import Corrupt, DrError, FenceLost, Unavailable
 from controller.ports import Clock, RegionStore
-from controller.stream.flight import Flight
-from controller.stream.history import Tail, copy_missing, cut_back, reseed
+from controller.stream.flight import Copy, Flight, other_history
+from controller.stream.history import cut_back, reseed
 from controller.stream.log import Log
 
 RETRY_SECONDS = 0.5
@@ -93,30 +93,25 @@ async def _attach(pump: Pump, store: RegionStore, up: Upstream) -> None:
     head = await cut_back(store, up.fence, head, up.seq, up.starts)
     ours = up.chain_at(head.seq)
     if ours is not None and ours != head.chain:
-        raise _other_history(pump.region, head.seq)
+        raise other_history(pump.region, head.seq)
     pump.head, pump.attached, pump.why = head, True, ""
     up.committed(pump)
 
 
 async def _ship(pump: Pump, store: RegionStore, up: Upstream, depth: int) -> None:
-    """Until the store has all that is closed, or what it lacks is not in memory: then one step of copying."""
+    """Until the store has all that is closed. What is no longer in memory is copied from the home store."""
     head = pump.head
     assert head is not None
-    built = up.log.get(head.seq + 1)
-    if built is None:
-        pump.head = await _copy_from_home(pump, store, up, head)
-        up.committed(pump)
+    if up.log.get(head.seq + 1) is None and await _seeded(pump, store, up, head):
         return
-    if built.prev_chain != head.chain:
-        raise _other_history(pump.region, head.seq)
     flight = Flight(store, up.fence, depth, pump.wake)
     try:
         while not up.lost and pump.seq < up.seq:
             pump.wake.clear()
-            flight.load(up.log, head, up.seq)
+            flight.load(head, up.seq, up.log, _copy(pump, up))
             flight.commit(head, up.starts)
             if flight.empty():
-                return  # the next one is no longer in memory
+                raise Unavailable(f"the home store does not have segment {head.seq + 1} yet", hint="wait")
             await pump.wake.wait()
             landed = flight.landed()
             if landed is not None:
@@ -126,19 +121,22 @@ async def _ship(pump: Pump, store: RegionStore, up: Upstream, depth: int) -> Non
         await flight.end()
 
 
-async def _copy_from_home(pump: Pump, store: RegionStore, up: Upstream, head: Head) -> Head:
+def _copy(pump: Pump, up: Upstream) -> Copy | None:
+    home, head = up.home_copy()
+    return None if home.region == pump.region else Copy(home, up.fence.stream, up.starts, head.seq, up.chain_at)
+
+
+async def _seeded(pump: Pump, store: RegionStore, up: Upstream, head: Head) -> bool:
+    """Whether the store was behind everything that is still kept, and begins anew now. Raises Unavailable for the home store:
+    nobody has what it lacks."""
     home, home_head = up.home_copy()
     if pump.region == home.region:
         raise Unavailable(
             f"segment {head.seq + 1} is neither in memory nor in the home store", hint=f"drctl verify {home.region}"
         )
-    if home_head.seq <= head.seq:
-        raise Unavailable(f"the home store does not have segment {head.seq + 1} yet", hint="wait")
-    if retention.is_behind(head, home_head.base):
-        records, size = up.counts_after(home_head.base - 1)
-        return await reseed(store, up.fence, head, home_head, up.starts, (records, size))
-    return await copy_missing(home, store, up.fence, head, Tail(home_head.seq, home_head.chain, up.starts))
-
-
-def _other_history(region: str, seq: int) -> Corrupt:
-    return Corrupt(f"the store of {region} holds another history than ours at segment {seq}", hint=f"drctl verify {region}")
+    if not retention.is_behind(head, home_head.base):
+        return False
+    records, size = up.counts_after(home_head.base - 1)
+    pump.head = await reseed(store, up.fence, head, home_head, up.starts, (records, size))
+    up.committed(pump)
+    return True

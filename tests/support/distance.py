@@ -1,4 +1,4 @@
-"""One writer on memory stores that lie some way from it, in virtual time: what pumps and clients carry, whatever the machine can.
+"""One writer on memory stores that lie some way from it, in virtual time: what pumps and clients carry.
 
 Nothing takes time but the way to another region, what a store takes for a call, and what protocol and bounds make of these. So
 a rate that is found here is the same on every machine, and no core that is shared can be its reason.
@@ -35,7 +35,7 @@ BODY = b"state"
 @dataclass(frozen=True, slots=True)
 class Load:
     """What is offered. ``agents`` None: every record is of another agent, and goes to the writer at once; else they put through
-    ``clients`` of ours with ``in_flight`` requests each (None: their default), at random times, whatever the answers take."""
+    ``clients`` of ours with ``in_flight`` requests each, at random times, whatever the answers take."""
 
     rate: float
     """Records a second."""
@@ -44,7 +44,7 @@ class Load:
     """The second half is looked at."""
     agents: int | None = None
     clients: int = 2
-    in_flight: int | None = None
+    in_flight: int = 2
 
 
 @dataclass(slots=True)
@@ -133,13 +133,12 @@ class _Transport(httpx.AsyncBaseTransport):
 async def _through_clients(place: Place, load: Load):  # type: ignore[no-untyped-def]
     dice, counts = random.Random("agents"), Counter[str]()
     assert load.agents is not None
-    more = {} if load.in_flight is None else {"in_flight": load.in_flight}
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(
                 AsyncCheckpoints(
                     [f"http://c{n}:1"], clock=place.clock, transport=_Transport(place), timeout_seconds=30.0,
-                    attempt_seconds=15.0, rng=random.Random(n), **more,
+                    attempt_seconds=15.0, rng=random.Random(n), in_flight=load.in_flight,
                 )
             )
             for n in range(load.clients)
@@ -211,8 +210,8 @@ async def _carry(place: Place, load: Load) -> Carried:
 def carry(
     one_way_seconds: Mapping[str, float], load: Load, *, store_seconds: float = 0.0, limits: WriterLimits | None = None
 ) -> Carried:
-    """``one_way_seconds``: to each further region; the home store is 0 away. ``store_seconds``: what every store takes for a call
-    beside the way (S3 and DynamoDB in their own region: some 10 to 30 ms; the lab's stand-ins one or two)."""
+    """``one_way_seconds``: to each further region; the home store is 0 away. ``store_seconds``: what every store takes for a
+    call beside the way (S3 and DynamoDB in their own region: some 10 to 30 ms; the lab's stand-ins one or two)."""
 
     async def told() -> Carried:
         return await _carry(Place(one_way_seconds, store_seconds, limits or WriterLimits()), load)

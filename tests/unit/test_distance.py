@@ -12,6 +12,7 @@ from controller.domain.model import Commit, Fence, Head, SegmentRef
 from controller.errors import Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.stream import flight as flight_module
+from controller.stream import log as log_module
 from controller.stream.segment import frame
 from controller.stream.writer import WriterLimits
 from tests.support.distance import HOME, STREAM, Load, Place, carry
@@ -42,6 +43,35 @@ def test_a_second_copy_takes_no_more_than_three_answers(one_way_seconds: float) 
     assert not found.refused
     assert 2 * answer <= found.percentile(0.0)
     assert found.percentile(1.0) <= 3 * answer + 2 * FLUSH_SECONDS
+
+
+def test_a_far_region_that_was_away_catches_up_while_the_load_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "LOG_SEGMENTS", 32)
+    way = 0.15
+
+    async def steps(place: Place) -> None:
+        load, gate = asyncio.create_task(busy(place, 30.0)), place.gates[FAR]
+        gate.cut = True
+        await place.clock.sleep(6.0)
+        gate.cut = False
+        place.gates[HOME].calls.clear()
+        await place.clock.sleep(15.0)
+        behind = place.writer.seq - place.servers[FAR].head(STREAM).seq
+        assert place.gates[HOME].calls["get_segment"] > 200
+        assert place.writer.seq > 900
+        assert behind <= 3 * (2 * way + QUICK_STORE_SECONDS) / FLUSH_SECONDS + 2
+        load.cancel()
+
+    told(steps, way=way, records=1000)
+
+
+async def busy(place: Place, seconds: float) -> None:
+    """A record in each flush interval and one more, so that the stream closes as many segments as it can."""
+    waiting = []
+    for number in range(int(100 * seconds)):
+        waiting.append(asyncio.create_task(place.writer.submit([frame(f"agent-{number}", "r", "note", b"")])))
+        await place.clock.sleep(0.01)
+    await asyncio.gather(*waiting)
 
 
 @pytest.mark.parametrize("depth", [2, 5])
