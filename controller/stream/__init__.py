@@ -11,5 +11,6 @@
 - ``keeping``   what retention asks the view; ``live`` which records an agent's newest state stands on
 - ``follower``  a standby's loop body: read, verify and index what is new in its own region's store
 - ``writer``    the holder's side, put together from ``admission`` (what may be taken), ``batcher`` (what shares a segment),
-  ``pump`` (one region's way), ``log`` (what some store lacks), ``backlog`` (counted for the lag), ``receipt`` (who waits)
+  ``pump`` (one region's way), ``flight`` (what is on it), ``log`` (what some store lacks), ``backlog`` (counted for the lag),
+  ``receipt`` (who waits)
 """

@@ -18,6 +18,7 @@ from typing import Any
 
 from controller.lab.etcd import find_etcd
 from tests.benchmarks.cpu import cpu, large
+from tests.benchmarks.distance import distance
 from tests.benchmarks.growth import growth
 from tests.benchmarks.latency import latency
 from tests.benchmarks.peer_stand import REQUIREMENTS, environment
@@ -29,7 +30,8 @@ from tests.benchmarks.stand import ROOT, use_lab_credentials
 from tests.benchmarks.wire import wire
 
 FIGURES: dict[str, Callable[[Run], Awaitable[dict[str, Any]]]] = {
-    "rates": rates, "wire": wire, "latency": latency, "cpu": cpu, "large": large, "reading": reading, "growth": growth,
+    "rates": rates, "wire": wire, "latency": latency, "distance": distance, "cpu": cpu, "large": large, "reading": reading,
+    "growth": growth,
 }  # fmt: skip
 GRACE_SECONDS = 30.0
 """For ending what was cut off."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.benchmarks.latency import SETTINGS
 from tests.benchmarks.tables import ms, table
 
 SMALL_BYTES = 2000
@@ -54,9 +55,9 @@ def _wire(results: dict[str, Any]) -> Iterator[Row]:
 
 
 def _latency(results: dict[str, Any]) -> Iterator[Row]:
-    for delay, flush in ((0.0, None), (20.0, None), (20.0, THRIFTY)):
-        if case := _case(results, "latency", delay_ms=delay, copies=3, flush=flush):
-            way = f", {delay:.0f} ms between regions" if delay else ""
+    for delay, flush, agents in SETTINGS:
+        if case := _case(results, "latency", delay_ms=delay, copies=3, flush=flush, agents=agents):
+            way = f", {delay:.0f} ms between regions, {agents:,} agents" if delay else ""
             way += f", `flush_seconds = {flush:g}`" if flush else ""
             yield Row(f"in every region, p99, half load{way}", "under 500 ms", f"{ms(case['p99'])} ms", case["p99"] < 0.5)
 

@@ -170,17 +170,47 @@ def _wire(found: dict[str, Any]) -> str:
 def _latency(found: dict[str, Any]) -> str:
     words = {1: "acknowledged, 1 copy", 2: "acknowledged, 2 copies", 3: "in every region (3 copies)"}
     rows = [
-        (words[case["copies"]], f"{case['delay_ms']:.0f} ms", f"{case['flush']:g} s" if case["flush"] else "default",
+        (words[case["copies"]], number(case["agents"]), f"{case['delay_ms']:.0f} ms",
+         f"{case['flush']:g} s" if case["flush"] else "default",
          number(case["offered"]), number(case["rate"]),
          *(ms(case[name]) for name in ("p50", "p90", "p99", "p999")), number(case["values"]))
         for case in found["cases"]
     ]  # fmt: skip
-    head = ("until", "one way to another region", "flush", "offered/s", "done/s", "p50, ms", "p90", "p99", "p99.9", "records")
+    head = (
+        "until", "agents", "one way to another region", "flush", "offered/s", "done/s", "p50, ms", "p90", "p99", "p99.9",
+        "records",
+    )  # fmt: skip
     return "### Latency at half load\n\n" + table(head, rows) + (
-        f"\n{found['size']}, {found['agents']} agents, random arrivals that do not wait for answers; counted from "
+        f"\n{found['size']}, random arrivals that do not wait for answers; counted from "
         "the arrival, the "
         "agent's own compression included.\n"
     )  # fmt: skip
+
+
+def _distance(found: dict[str, Any]) -> str:
+    rows = [
+        (f"{case['delay_ms']:.0f} ms", number(case["closed"]), number(case["carried"]), number(case["most"]),
+         ms(case["lag"]), ms(case["p50"]), ms(case["p99"]))
+        for case in found["cases"]
+    ]  # fmt: skip
+    head = (
+        "one way", "segments closed/s", "committed there/s", "most that can be", "lag, ms", "2 copies, p50, ms", "p99",
+    )  # fmt: skip
+    text = "### What a stream carries by distance\n\n" + table(head, rows)
+    rows = [
+        (number(case["agents"]), f"{case['delay_ms']:.0f} ms", number(case["offered"]), number(case["rate"]), ms(case["p50"]),
+         ms(case["p99"]))
+        for case in found["agents"]
+    ]  # fmt: skip
+    head = ("agents", "one way", "offered/s", "acknowledged/s, 2 copies", "p50, ms", "p99")
+    text += (
+        f"\nVirtual time: no machine has a part in it. Every store takes {found['store_ms']:.0f} ms for a call beside the way. "
+        f"*Most that can be*: {found['depth']} segments (`stream.pipeline_depth`) in each answer of a store. *Lag*: age of the "
+        "oldest acknowledged record that the region lacked at the end.\n\n"
+        "The same with the agents' client, two processes of it: a tenth of the agents and of the rate of the table above. "
+        "Records of an agent go in their order, so an agent alone gets no more than one through in each acknowledgement.\n\n"
+    )
+    return text + table(head, rows)
 
 
 def _cpu(found: dict[str, Any]) -> str:
@@ -270,5 +300,6 @@ def _reading(found: dict[str, Any]) -> str:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "rates": _rates, "wire": _wire, "latency": _latency, "cpu": _cpu, "large": _large, "growth": _growth, "reading": _reading,
+    "rates": _rates, "wire": _wire, "latency": _latency, "distance": _distance, "cpu": _cpu, "large": _large,
+    "growth": _growth, "reading": _reading,
 }  # fmt: skip
