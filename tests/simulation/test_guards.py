@@ -126,7 +126,7 @@ async def the_right_ends_while_commits_are_under_way(world: World) -> None:
     active = await world.served(agents=8)
     world.slow[active.key, ETCD] = 30.0
     for region in (HOME, TARGET, THIRD):
-        world.slow[active.key, region] = 0.2
+        world.slow[active.key, region] = 0.1
     await world.wait(12.0)
 
 
