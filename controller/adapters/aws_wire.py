@@ -53,9 +53,17 @@ class Wire:
     """One region's connections. ``close`` it."""
 
     def __init__(
-        self, session: aiohttp.ClientSession, credentials: Any, aws_region: str, bucket_url: str, dynamodb_url: str
+        self,
+        objects: aiohttp.ClientSession,
+        heads: aiohttp.ClientSession,
+        credentials: Any,
+        aws_region: str,
+        bucket_url: str,
+        dynamodb_url: str,
     ) -> None:
-        self._session = session
+        self._objects = objects
+        self._heads = heads
+        """Connections of their own: a head update never waits for one behind objects, however many those are."""
         self._credentials = credentials
         self._region = aws_region
         self._s3_signer = Signer("s3", aws_region)
@@ -82,17 +90,21 @@ class Wire:
             if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(parts.hostname or ""):
                 return None
         tls = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or get_cert_path(True))
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ssl=tls, keepalive_timeout=12.0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),  # each call has a deadline of its own
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        objects, heads = (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=connections, ssl=tls, keepalive_timeout=12.0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds),  # each call has a deadline of its own
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            )
+            for _ in range(2)
         )
-        return cls(session, credentials, aws_region, url.removesuffix("k"), dynamodb.meta.endpoint_url.rstrip("/") + "/")
+        return cls(objects, heads, credentials, aws_region, url.removesuffix("k"), dynamodb.meta.endpoint_url.rstrip("/") + "/")
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._objects.close()
+        await self._heads.close()
 
     async def put_object(self, key: str, data: bytes, digest: str, metadata: Mapping[str, str]) -> None:
         """``If-None-Match: *``; S3 refuses bytes whose sha256 is not ``digest`` (64 hex digits). Raises ClientError, what
@@ -119,7 +131,7 @@ class Wire:
     async def _put(self, url: str, data: memoryview, signed: dict[str, str], operation: str) -> str:
         body: Any = bytes(data) if len(data) <= _PIECE_BYTES else _pieces(data)
         signed["Content-Length"] = str(len(data))
-        async with self._session.put(URL(url, encoded=True), data=body, headers=signed, allow_redirects=False) as answer:
+        async with self._objects.put(URL(url, encoded=True), data=body, headers=signed, allow_redirects=False) as answer:
             if answer.status != 200:
                 raise _s3_error(answer.status, await answer.content.read(_ERROR_MAX_BYTES), operation)
             await answer.read()
@@ -132,7 +144,7 @@ class Wire:
         headers = {"Content-Type": "application/x-amz-json-1.0", "X-Amz-Target": _TARGET}
         digest = hashlib.sha256(body).hexdigest()
         signed = self._dynamodb_signer.sign(await self._frozen(), "POST", str(self._dynamodb), headers, digest)
-        async with self._session.post(self._dynamodb, data=body, headers=signed, allow_redirects=False) as answer:
+        async with self._heads.post(self._dynamodb, data=body, headers=signed, allow_redirects=False) as answer:
             content = await answer.read()
             told = answer.headers.get("x-amz-crc32", "")
             if told.isdigit() and int(told) != zlib.crc32(content):
