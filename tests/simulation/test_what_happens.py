@@ -12,6 +12,7 @@ from controller.domain.promotion import State
 from controller.errors import Unavailable
 from controller.lab.virtual_time import run_virtual
 from controller.runtime.documents import decode
+from tests.simulation.bounds import gauge_queues
 from tests.simulation.checkers import live_history, lost_acks, settle
 from tests.simulation.roads import Call
 from tests.simulation.world import HOME, STREAM, TARGET, THIRD, Instance, World
@@ -223,6 +224,55 @@ def test_a_standby_region_that_was_dead_for_long_holds_nobody_up_and_catches_up_
         assert (ahead > 50) is store_too, "a store that answers is kept level, whether anybody follows it or not"
 
     run(keys_dir, story)
+
+
+LONG_SECONDS = 200.0
+"""For which a region is dead in the next story, under load: a 432nd part of a day."""
+LOGGED_SEGMENTS = 32
+"""Kept in memory for slow stores; as much smaller as the time is shorter would be ten."""
+SHORTENED = {
+    "retention_seconds": 7 * LONG_SECONDS,
+    "snapshot_seconds": LONG_SECONDS / 24,
+    "canary_seconds": 10.0,
+    "follow_seconds": 2.0,
+}
+"""What counts days and hours, smaller in the same proportion: a week of past, a snapshot every hour."""
+
+
+def test_a_region_dead_for_a_day_in_proportion_is_shown_costs_no_memory_and_comes_back_level_and_verified(
+    keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole day of heartbeats is minutes of processor time, so time is shorter; so are retention and what memory may hold."""
+    monkeypatch.setattr("controller.stream.log.LOG_SEGMENTS", LOGGED_SEGMENTS)
+
+    async def story(world: World, active: Instance) -> None:
+        gauge_queues(world)
+        for name in ("a", "b"):
+            await world.kill(THIRD, name)
+        world.cut_store(THIRD)
+        before = world.servers[THIRD].head(STREAM).seq
+        lags, logs = [], []
+        for _ in range(10):
+            assert await acknowledged(world, LONG_SECONDS / 10) > LONG_SECONDS / 10
+            assert world.actives() == [active]
+            lags.append((await lag_of(active, THIRD)).seconds)
+            logs.append(len(active.controller._actives[STREAM].writer.log))
+        known = [seconds for seconds in lags if isinstance(seconds, float | int)]
+        assert known == sorted(known), "it grows, or it is unknown; it never looks better than it is"
+        assert all(seconds > LONG_SECONDS / 20 for seconds in known)
+        assert max(logs) <= 2 * LOGGED_SEGMENTS, "what waits for a dead store is not kept in memory"
+        ahead = world.servers[HOME].head(STREAM).seq
+        assert ahead - before > 5 * LOGGED_SEGMENTS
+        world.cut_store(THIRD, False)
+        world.start_all()
+        await world.until(lambda: world.servers[THIRD].head(STREAM).seq >= ahead, 300, "the store catching up by itself")
+        assert world.actives() == [active], "nobody waited, nobody moved"
+        await settle(world)
+        assert (await lag_of(active, THIRD)).seconds < 10.0
+        # Verified: what that store alone holds is the whole of what anybody was ever promised.
+        assert lost_acks(world, live_history(world, without=HOME)) == []
+
+    run(keys_dir, story, stream=SHORTENED)
 
 
 def test_a_store_that_is_dead_and_approved_to_be_missing_is_waited_for_once_and_not_twice(keys_dir: Path) -> None:
