@@ -14,6 +14,7 @@ interrupted walk goes on where it was.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -373,10 +374,10 @@ class Walk:
         after = next_chain(chain, data)
         store = self._others[source] if source else self._store
         try:
-            await asyncio.to_thread(self._proof.apply, segment, after, ref, len(data))
+            await _to_its_end(self._proof.apply, segment, after, ref, len(data))
         except ColdBase:
             await self._warm(segment, store)
-            await asyncio.to_thread(self._proof.apply, segment, after, ref, len(data))
+            await _to_its_end(self._proof.apply, segment, after, ref, len(data))
         for record, problem in self._proof.bad:
             region = self._store.region
             self._proof.note(
@@ -408,6 +409,21 @@ class Walk:
                     continue
             else:
                 self._proof.doubt(agent, record_id)
+
+
+async def _to_its_end(work: Callable[..., None], *given: object) -> None:
+    """In a thread that is waited for also when the walk is cancelled: the proof is closed then, and SQLite does not survive a
+    connection that is closed while another thread uses it."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *given))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):  # once more: there is nothing else to do
+                await asyncio.wait([working])
+        if not working.cancelled():
+            working.exception()  # it was heard
+        raise
 
 
 def _owner(head: Head, seq: int) -> int | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import random
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -413,6 +416,34 @@ async def test_an_interrupted_verification_goes_on_where_it_was_also_after_a_res
     again = await copies.verify()
     assert not again.resumed
     assert again.streams[0].records == 60
+
+
+async def test_a_walk_that_is_cancelled_waits_for_the_thread_that_uses_its_file(tmp_path: Path) -> None:
+    copies = Copies(history(), tmp_path)
+    proof = await copies.verifier.open(HOME)
+    entered, go, apply = threading.Event(), threading.Event(), proof.apply
+
+    def slow(*given: Any) -> None:
+        entered.set()
+        go.wait(30)
+        apply(*given)
+
+    async def ask() -> Head:
+        return head_of(copies.history)
+
+    proof.apply = slow  # type: ignore[method-assign]
+    walk = asyncio.create_task(Walk(copies.clients[HOME], {}, proof, "0", GROUP, copies.clock).run(ask))
+    await asyncio.to_thread(entered.wait, 30)
+    for _ in range(2):  # a second Ctrl-C changes nothing
+        walk.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not walk.done(), "its caller would close the file under the thread: SQLite ends the whole process then"
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await walk
+    assert proof.counts("0")[0] == 1
+    proof.close()
 
 
 async def test_a_history_that_is_cut_back_between_two_parts_is_walked_anew_from_there(tmp_path: Path) -> None:
