@@ -16,6 +16,7 @@ Nothing here proves anything: who puts a body in has decoded and hashed it.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 
@@ -42,7 +43,9 @@ class Warmth:
         self._unwritten: dict[int, int] = {}
         """Newest bodies that only this memory has, in the order in which they came; the round in which they did."""
         self._round = 0
-        tables.function("held", 1, lambda no: no in self)
+        # Weakly: SQLite would hold on to this object, which holds the connection: a circle that Python's collector cannot see.
+        me = weakref.ref(self)
+        tables.function("held", 1, lambda no: (warmth := me()) is not None and no in warmth)
 
     def __contains__(self, no: object) -> bool:
         return no in self._newest or no in self._older

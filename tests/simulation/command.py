@@ -116,6 +116,7 @@ def _play(what: Work) -> Outcome:
     """One seed of the correct build, or of a mutant. Runs in a worker."""
     began = time.process_time()
     outcome = _played(what)
+    gc.collect()  # the world that ended: a long run would hold thousands of them
     return replace(outcome, core_seconds=time.process_time() - began)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sqlite3
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -529,3 +531,11 @@ def test_a_views_files_are_for_their_owner_alone_also_one_that_was_open_to_other
         found.name: "0o600" for found in tmp_path.iterdir()
     }
     view.close()
+
+
+def test_a_view_that_nobody_has_any_more_is_gone_with_its_connection() -> None:
+    view = View(None)
+    seen = weakref.ref(view), weakref.ref(view._warmth)
+    del view
+    gc.collect()
+    assert [ref() for ref in seen] == [None, None]
