@@ -26,6 +26,7 @@ import os
 import signal
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -124,18 +125,17 @@ def _played(what: Work) -> Outcome:
     keys, seed, mutant, marathons = what
     run = marathon.run if marathons else runs.run
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    if mutant is None:
-        return run(Path(keys), seed)
-    case: Case = CASES[mutant]
     patch = pytest.MonkeyPatch()
 
     def prepare(world: World) -> None:
-        case.mutate(patch, world)
+        if mutant is not None:
+            case: Case = CASES[mutant]
+            case.mutate(patch, world)
 
     try:
         return run(Path(keys), seed, prepare)
-    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (a mutant may end in any way)
-        return Outcome(seed, "crash", f"seed {seed}: {error!r}")
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (one seed must not end the others, whatever it was)
+        return Outcome(seed, "crash", f"seed {seed}: {error!r}\n{traceback.format_exc()}")
     finally:
         patch.undo()
 

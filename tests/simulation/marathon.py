@@ -190,7 +190,8 @@ class _Marathon:
         for who in PEOPLE[:2]:
             try:
                 instance = world.someone(target)
-                await world.approve(instance.controller, await world.ask(instance, instance.controller.plan(plan)), who)
+                document = await world.ask(instance, instance.controller.plan(plan))
+                await world.ask(instance, world.approve(instance.controller, document, who))
             except (DrError, AssertionError) as error:
                 self._say(f"{who} and the greater loss of {plan}: {error}"[:200])
 
