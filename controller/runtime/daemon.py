@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -44,7 +45,7 @@ GC_THRESHOLDS = (50_000, 20, 50)
 def serve(settings: Settings) -> int:
     """Runs until it is told to stop. Returns the exit code."""
     # Also what goes past the log (a traceback of a thread) must not wait for a full disk or for a reader that has stopped.
-    with LogSink(sys.stderr.fileno()) as sink, contextlib.redirect_stderr(sink):
+    with LogSink(_stderr()) as sink, contextlib.redirect_stderr(sink):
         configure_logging(cast(TextIO, sink))
         log = structlog.get_logger("controller").bind(region=settings.region, instance=settings.instance)
         try:
@@ -54,6 +55,14 @@ def serve(settings: Settings) -> int:
             log.error("cannot run", reason=error.message, hint=error.hint, code=error.code)
             return error.exit_code
         return 0
+
+
+def _stderr() -> int:
+    """The descriptor that logs go to; of the null device where somebody closed it or put an object without one there."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError):
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 async def check_coordinator(coordinator: Coordinator, clock: Clock, *, production: bool) -> str:

@@ -78,7 +78,8 @@ class _Marathon:
         if violation:
             violation = "\n".join([f"seed {self.seed}: {violation}", "moves:", *self.told[-80:]])
         plans = [entry.plan[1] for entry in world.history.transactions if entry.plan is not None]
-        done = {record.plan.id for record in plans if record.state is State.DONE}
+        # With the zone confirmed the group has moved; the next move may strike before the report is written.
+        done = {record.plan.id for record in plans if record.state in (State.REPORTING, State.DONE)}
         return Outcome(self.seed, checker, violation, len(done), len(world.acks), world.clock.monotonic())
 
     def _say(self, what: str) -> None:

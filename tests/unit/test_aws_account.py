@@ -107,15 +107,15 @@ def stand_in() -> Iterator[AwsStandIn]:
 @pytest.mark.aws
 @pytest.mark.parametrize("command", ["serve", "bootstrap"])
 def test_commands_that_would_act_end_with_misconfigured_in_another_account(
-    command: str, stand_in: AwsStandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, stand_in: AwsStandIn, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is listening on the endpoints of etcd, so whoever asked it first would wait."""
     for name, value in {"REGION": "eu-west-1", "INSTANCE": "a", "STATE_DIR": "state"}.items():
         monkeypatch.setenv(f"DR_{name}", value)
     monkeypatch.setenv("DR_AWS__ACCOUNT_ID", THEIRS)
     monkeypatch.setenv("DR_AWS__STS_ENDPOINT", stand_in.endpoint)
-    monkeypatch.setattr("controller.runtime.daemon.configure_logging", lambda: None)
+    monkeypatch.setattr("controller.runtime.daemon.configure_logging", lambda *_: None)
     more = ["--region", "eu-west-1"] if command == "bootstrap" else []
     assert run([command, "--config", str(ROOT / "config" / "lab.toml"), *more]) == Misconfigured.exit_code
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert f"aws.account_id is {THEIRS}" in said.err + said.out
