@@ -400,7 +400,7 @@ def test_a_member_freezes_thaws_and_leaves_nothing_behind(binary: EtcdBinary, tm
         assert member.pid is not None
         assert member.healthy()
         member.freeze()
-        assert not member.healthy(0.3)
+        assert any(not member.healthy(0.3) for _ in range(20))  # a signal takes its time; what was asked before may be answered
         member.thaw()
         one.wait_ready()
         pid = member.pid
