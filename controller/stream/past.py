@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from controller.domain.model import Kind, Record, SegmentRef
 from controller.errors import NotFound
+from controller.stream.records import record_of
 from controller.stream.view import View
 
 NOT_STATE = (Kind.TASK, Kind.ASSIGNMENT, Kind.CANARY, Kind.OPENING, Kind.INTENDED, Kind.DONE)
@@ -176,20 +175,7 @@ class Past:
 
 
 def _placed(row: Any) -> Placed:
-    agent, record_id, kind, sha256, size, parent, created_at, received_at, copies, attempt, meta = row[:11]
     stream, seq, epoch, ordinal, encoding, depth, verified, base = row[11:]
-    record = Record(
-        agent=agent,
-        id=record_id,
-        kind=kind,
-        sha256=sha256.hex(),
-        size=size,
-        parent=parent,
-        created_at=created_at,
-        received_at=received_at,
-        copies=copies,
-        attempt=attempt,
-        meta={} if meta is None else msgspec.msgpack.decode(meta, type=dict[str, str]),
-    )
+    record = record_of(row)
     ref = None if epoch is None else SegmentRef(stream, seq, epoch)
     return Placed(record, stream, seq, ref, ordinal, encoding, depth, bool(verified), verified is None, base)
